@@ -1,0 +1,102 @@
+"""
+Everything that can go wrong, one class per cause.
+
+    CelestialError
+    ├── SettingsError          a setting cannot be used
+    ├── RequestError           a request body that is not what Label Studio sends
+    ├── LabelConfigError       a label config that the model cannot serve
+    ├── ImageError             a picture that cannot be had
+    │   ├── ForbiddenError     its address or path is not allowed
+    │   ├── FetchError         it could not be fetched
+    │   ├── TooLargeError      it has too many bytes or pixels
+    │   └── DecodeError        its bytes are no picture
+    ├── ModelError             a model that cannot be used
+    │   ├── ModelNotFoundError it is not in the store
+    │   └── ModelLoadError     it is there and cannot be loaded
+    ├── StudioError            Label Studio did not answer as it should
+    └── TrainingError          a training that cannot give a model
+        └── NotEnoughDataError too few examples
+
+Messages are sentences for people: the rule, the value seen, the place and the
+remedy. They may be sent to a client, so they hold no secret and no path of the
+server that the operator did not choose to name.
+"""
+
+
+class CelestialError(Exception):
+    """Base of all errors of this package; `str()` of it is the sentence to show."""
+
+    exit_code = 1
+    status = 500
+
+
+class SettingsError(CelestialError):
+    """A setting cannot be used; the message lists every problem found."""
+
+    exit_code = 2
+
+
+class RequestError(CelestialError):
+    """A request body that is not what Label Studio sends."""
+
+    status = 400
+
+
+class LabelConfigError(CelestialError):
+    """A label config that cannot be read, or that shares no class with the model."""
+
+    status = 422
+
+
+class ImageError(CelestialError):
+    """A picture of a task that cannot be had; costs that task its prediction, and no other."""
+
+    status = 422
+
+
+class ForbiddenError(ImageError):
+    """The picture's host, path or scheme is not allowed."""
+
+
+class FetchError(ImageError):
+    """The picture could not be fetched."""
+
+
+class TooLargeError(ImageError):
+    """The picture has more bytes or pixels than the settings allow."""
+
+
+class DecodeError(ImageError):
+    """The bytes that came are not a picture that can be read."""
+
+
+class ModelError(CelestialError):
+    """A model that cannot be used."""
+
+    exit_code = 3
+    status = 503
+
+
+class ModelNotFoundError(ModelError):
+    """The wanted model is not in the BentoML store."""
+
+
+class ModelLoadError(ModelError):
+    """The model is in the store and cannot be loaded or does not fit its classes."""
+
+
+class StudioError(CelestialError):
+    """Label Studio did not answer as it should."""
+
+    exit_code = 4
+    status = 502
+
+
+class TrainingError(CelestialError):
+    """A training that cannot give a model."""
+
+    exit_code = 5
+
+
+class NotEnoughDataError(TrainingError):
+    """Too few examples; the message gives the counts per class."""
