@@ -1,0 +1,124 @@
+"""What every test stands on: a clean environment, no network but this machine, the servers that it asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from backend_server import Backends
+    from label_studio import LabelStudioServer
+
+OURS = ("CELESTIAL_", "LABEL_STUDIO_", "HEARTEX_", "BENTOML_", "BASIC_AUTH_", "LOCAL_FILES_")
+OURS_BY_NAME = {"MODEL_DIR", "REDIS_URL", "LOG_LEVEL", "PORT", "WORKERS", "THREADS"}
+PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", r"error:::celestial_backend(\..*)?$")
+    config.addinivalue_line("filterwarnings", "error::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No setting of the person who runs the tests reaches them; some libraries read theirs at import."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(OURS) or name in OURS_BY_NAME or name.upper() in PROXIES:
+                patch.delenv(name)
+        _set_folders(patch, tmp_path_factory.mktemp("session"))
+        patch.setenv("BENTOML_DO_NOT_TRACK", "True")
+        patch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State and model store are folders of the one test that runs."""
+    _set_folders(monkeypatch, tmp_path)
+
+
+def _set_folders(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    for name, value in (("MODEL_DIR", folder / "state"), ("BENTOML_HOME", folder / "bentoml")):
+        value.mkdir()
+        patch.setenv(name, str(value))
+    # BentoML looks at BENTOML_HOME once per process and keeps what it made of it.
+    containers = sys.modules.get("bentoml._internal.configuration.containers")
+    if containers is not None:
+        container = containers.BentoMLContainer
+        for name in ("bentoml_home", "model_store_dir", "model_store", "tmp_bento_store_dir", "bento_store_dir"):
+            patch.setattr(getattr(container, name), "_cache", containers.providers.sentinel)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def only_this_machine() -> Iterator[None]:
+    """A connection to anywhere but loopback fails the test; a foreign name is one that nobody knows."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, _loopback_only(getattr(socket.socket, name)))
+        patch.setattr(socket, "getaddrinfo", _no_name_service(socket.getaddrinfo))
+        yield
+
+
+def _is_loopback(host: object) -> bool:
+    return str(host) in ("localhost", "::1", "") or str(host).startswith("127.")
+
+
+def _loopback_only(connect: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            pytest.fail(f"this test tried to reach {address[0]}:{address[1]}; tests talk to 127.0.0.1 only")
+        return connect(self, address)
+
+    return guarded
+
+
+def _no_name_service(getaddrinfo: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(host: Any, *rest: Any, **options: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name is not None and not _is_loopback(name):
+            with contextlib.suppress(socket.gaierror):
+                return getaddrinfo(name, *rest, **(options | {"flags": socket.AI_NUMERICHOST}))
+            raise socket.gaierror(socket.EAI_NONAME, f"tests look up no names, and {name} is one")
+        return getaddrinfo(host, *rest, **options)
+
+    return guarded
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
+    """The one real Label Studio of the session."""
+    from label_studio import LabelStudioServer
+
+    server = LabelStudioServer(tmp_path_factory.mktemp("label-studio"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def backends(tmp_path: Path) -> Iterator[Backends]:
+    """Start backends for one test: `backends(NAME=value, …)` gives a running one with these settings."""
+    from backend_server import Backends
+
+    starter = Backends(tmp_path)
+    yield starter
+    starter.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """A failed test shows the end of the log of each server that it used."""
+    report = yield
+    if report.failed:
+        for name, used in getattr(item, "funcargs", {}).items():
+            if hasattr(used, "log_tail"):
+                report.sections.append((f"log of {name}", used.log_tail()))
+    return report
