@@ -108,6 +108,9 @@ class Settings:
         repr=False,
     )
     model_dir: Path = setting("MODEL_DIR", _path, Path("data").resolve(), "The state folder.")
+    bentoml_home: Path = setting(
+        "BENTOML_HOME", _path, Path("~/bentoml").expanduser(), "BentoML's folder, which holds the model store."
+    )
     basic_auth_user: str | None = setting(
         "BASIC_AUTH_USER", _text, None, "User name that every request must carry; needs `BASIC_AUTH_PASS`."
     )
@@ -164,6 +167,7 @@ class Settings:
 
         Raises:
             SettingsError: One or more variables cannot be used; the message names all of them.
+
         """
         values: dict[str, Any] = {}
         problems: list[str] = []

@@ -1,0 +1,118 @@
+"""The WSGI app: the SDK's routes, with our checks before them and our error shape after them."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+import uuid
+from typing import Any
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from celestial_backend import protocol
+from celestial_backend.backend import TRAIN_EVENTS, CelestialBodiesBackend
+from celestial_backend.errors import CelestialError, RequestError
+from celestial_backend.sdk import make_app
+from celestial_backend.settings import Settings
+from celestial_backend.wiring import Services
+
+logger = logging.getLogger(__name__)
+
+ROUTES = {"health", "_setup", "_predict", "webhook", "metrics"}  # the SDK's names of what is served
+REASON_LENGTH = 400  # characters of a status line's reason phrase
+
+
+def create_app(services: Services) -> Flask:
+    """The WSGI app for these services; each call gives an app of its own."""
+    app = make_app(CelestialBodiesBackend.bound_to(services), TRAIN_EVENTS)
+    app.view_functions["health"] = _health
+    app.before_request(_open)
+    app.before_request(lambda: _authorize(services.settings))
+    app.before_request(lambda: _check(services))
+    app.after_request(_close)
+    app.register_error_handler(CelestialError, _refused)
+    app.register_error_handler(HTTPException, _not_served)
+    app.register_error_handler(Exception, _failed)
+    return app
+
+
+def _health() -> dict[str, str]:
+    return {"status": "UP", "model_class": CelestialBodiesBackend.__name__}
+
+
+def _open() -> None:
+    g.started = time.monotonic()
+    g.request_id = uuid.uuid4().hex[:12]
+
+
+def _authorize(settings: Settings) -> Response | None:
+    """Every route asks for the credentials, /webhook too: they can be set as a header of the webhook."""
+    if settings.basic_auth_user is None or settings.basic_auth_pass is None:
+        return None
+    given = request.authorization
+    user, password = (given.username or "", given.password or "") if given and given.type == "basic" else ("", "")
+    right = hmac.compare_digest(user.encode(), settings.basic_auth_user.encode())
+    right &= hmac.compare_digest(password.encode(), settings.basic_auth_pass.encode())
+    if right:
+        return None
+    answer = _answer(401, "User name or password of the ML backend is missing or wrong (BASIC_AUTH_USER).")
+    answer.headers["WWW-Authenticate"] = 'Basic realm="Login required"'
+    return answer
+
+
+def _check(services: Services) -> Any:
+    """Refuse what Label Studio does not send, before the SDK's views trip over it."""
+    if request.endpoint is not None and request.endpoint not in ROUTES:
+        return _answer(404, f"{request.path} is not a route of this backend.")
+    if request.path not in protocol.REQUESTS or request.method != "POST":
+        return None
+    body = request.get_json(force=True, silent=True)
+    if request.path == "/webhook" and isinstance(body, dict):
+        if not isinstance(body.get("action"), str):
+            raise RequestError("The body of /webhook must name its event in \"action\".")
+        if body["action"] not in TRAIN_EVENTS:
+            return {"status": "Unknown event"}
+    protocol.check(request.path, body)
+    if request.path == "/predict":
+        body["params"] = {"context": (body.get("params") or {}).get("context")}
+    if request.path == "/setup":
+        body["project"] = body.get("project") or ""
+        services.predictor.check(body["schema"])
+    return None
+
+
+def _close(response: Response) -> Response:
+    response.headers["X-Request-ID"] = g.request_id
+    level = logging.DEBUG if request.path in ("/", "/health") else logging.INFO
+    seconds = time.monotonic() - g.started
+    logger.log(level, "%s %s %d %.3f s [%s]", request.method, request.path, response.status_code, seconds, g.request_id)
+    return response
+
+
+def _refused(error: CelestialError) -> Response:
+    logger.warning("%s [%s]", error, g.request_id)
+    return _answer(error.status, str(error))
+
+
+def _not_served(error: HTTPException) -> Response:
+    return _answer(error.code or 500, error.description or error.name)
+
+
+def _failed(error: Exception) -> Response:
+    logger.error("Request %s failed unexpectedly", g.request_id, exc_info=error)
+    return _answer(500, f"Internal error. The backend's log tells more under request {g.request_id}.")
+
+
+def _answer(status: int, sentence: str) -> Response:
+    """
+    An error as JSON, with its sentence in the status line as well.
+
+    Label Studio drops the body of an error and shows the reason phrase to the
+    person who connects the model. A status line holds one line of Latin-1.
+    """
+    response = jsonify({"status": status, "detail": sentence, "request_id": g.request_id})
+    reason = " ".join(sentence.split()).encode("ascii", "replace").decode()
+    response.status = f"{status} {reason[:REASON_LENGTH]}"
+    return response

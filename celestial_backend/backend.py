@@ -1,0 +1,49 @@
+"""The `LabelStudioMLBase` subclass: glue between the SDK and the predictor, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celestial_backend.sdk import StatelessModel
+from celestial_backend.wiring import Services
+
+TRAIN_EVENTS = (
+    "START_TRAINING",
+    "ANNOTATION_CREATED",
+    "ANNOTATIONS_CREATED",
+    "ANNOTATION_UPDATED",
+    "ANNOTATIONS_DELETED",
+)
+
+
+class CelestialBodiesBackend(StatelessModel):
+    """Serves the live model of the store to Label Studio; one object per request."""
+
+    services: Services  # bound by `bound_to`, because the SDK makes the objects
+
+    @classmethod
+    def bound_to(cls, services: Services) -> type[CelestialBodiesBackend]:
+        """A subclass whose objects all work with these services."""
+        return type(cls.__name__, (cls,), {"services": services})
+
+    def get(self, key: str) -> Any:
+        """A value of this request; ``model_version`` is the live tag, asked for anew each time."""
+        return self.services.store.live_tag() if key == "model_version" else super().get(key)
+
+    def predict(self, tasks: list[Any], context: dict[str, Any] | None = None, **_: Any) -> list[Any]:
+        """
+        As many answers as tasks, in their order: a prediction, or ``[]`` for a task that failed.
+
+        Args:
+            tasks: As Label Studio sends them; `context` of interactive annotation is not used.
+
+        Raises:
+            LabelConfigError, ModelError: Nothing can be predicted; the whole request fails.
+        """
+        del context
+        return self.services.predictor.predict(tasks, self.get("label_config") or "")
+
+    def fit(self, event: str, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """What comes of a training event: nothing yet, and that is what it says."""
+        del data
+        return {"event": event, "training": "not started", "reason": "This version does not learn from labels."}

@@ -1,0 +1,135 @@
+"""The path from tasks to predictions: pictures side by side, one forward pass per chunk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from celestial_backend.classifier import Classifier
+from celestial_backend.errors import CelestialError, RequestError
+from celestial_backend.images import ImageReader
+from celestial_backend.labels import ChoiceMap
+from celestial_backend.settings import Settings
+from celestial_backend.store import ModelStore
+
+logger = logging.getLogger(__name__)
+
+CLASSES_WAIT_S = 2.0  # Label Studio gives /setup three seconds
+
+Inputs = dict[str, NDArray[np.float32]]  # data key -> prepared picture, shape (1, *input_shape)
+
+
+class Predictor:
+    """Predicts tasks with the live model; lives as long as the process, safe between threads."""
+
+    def __init__(self, settings: Settings, store: ModelStore, images: ImageReader) -> None:
+        self._store = store
+        self._images = images
+        self._batch_size = settings.batch_size
+        self._pool = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="picture")
+        self._told: set[tuple[str, str]] = set()
+
+    def check(self, label_config: str) -> None:
+        """
+        Refuse a label config that the live model cannot serve; log once what it serves only in part.
+
+        Waits at most two seconds for a model whose classes are not known yet, then lets the
+        config pass: Label Studio gives /setup three seconds, and `predict` checks again.
+
+        Raises:
+            LabelConfigError: No choice is a class of the model; the message holds both lists.
+            ModelError: The model cannot be served.
+        """
+        tag = self._store.live_tag()
+        classes = self._store.classes(tag, CLASSES_WAIT_S)
+        if classes is None:
+            logger.info("The classes of %s are not known before it is loaded; the label config is not checked", tag)
+            return
+        choices = ChoiceMap.from_config(label_config, classes)
+        if (tag, label_config) not in self._told:
+            self._told.add((tag, label_config))
+            for warning in choices.warnings:
+                logger.warning("%s", warning)
+
+    def predict(self, tasks: Sequence[Any], label_config: str) -> list[Any]:
+        """
+        One answer per task, in order: a prediction, or ``[]`` for a task that failed.
+
+        Label Studio drops the whole batch when the counts differ, stores nothing for ``[]``
+        and asks for that task again. Each failure is logged with the task's id and its reason.
+
+        Raises:
+            LabelConfigError: The label config and the model share no class.
+            ModelError: There is no model to predict with.
+        """
+        started = time.monotonic()
+        classifier = self._store.current()
+        choices = ChoiceMap.from_config(label_config, classifier.classes)
+        answers: list[Any] = []
+        for chunk, inputs in self._prepared(tasks, classifier, choices):
+            answers += self._answers(chunk, inputs, classifier, choices)
+        failed = answers.count([])
+        logger.info(
+            "Predicted %d of %d tasks with %s in %.2f s, %d failed",
+            len(tasks) - failed, len(tasks), classifier.tag, time.monotonic() - started, failed,
+        )  # fmt: skip
+        return answers
+
+    def _prepared(
+        self, tasks: Sequence[Any], classifier: Classifier, choices: ChoiceMap
+    ) -> Iterator[tuple[Sequence[Any], list[Future[Inputs]]]]:
+        """Chunks of tasks with their pictures; the next chunk is read while one is predicted."""
+        chunks = [tasks[i : i + self._batch_size] for i in range(0, len(tasks), self._batch_size)]
+        waiting: list[tuple[Sequence[Any], list[Future[Inputs]]]] = []
+        for chunk in chunks:
+            waiting.append((chunk, [self._pool.submit(self._inputs, task, classifier, choices) for task in chunk]))
+            if len(waiting) == 2:
+                yield waiting.pop(0)
+        yield from waiting
+
+    def _inputs(self, task: Any, classifier: Classifier, choices: ChoiceMap) -> Inputs:
+        data = task.get("data") if isinstance(task, Mapping) else None
+        if not isinstance(data, Mapping):
+            raise RequestError("A task must be an object with an object \"data\", as Label Studio sends it.")
+        return {
+            key: classifier.prepare(self._images.read(choices.value_of(data, key), task.get("id")))
+            for key in choices.data_keys
+        }
+
+    def _answers(
+        self, chunk: Sequence[Any], inputs: list[Future[Inputs]], classifier: Classifier, choices: ChoiceMap
+    ) -> list[Any]:
+        ready = [_result_of(task, future) for task, future in zip(chunk, inputs, strict=True)]
+        rows = [array for prepared in ready if prepared for array in prepared.values()]
+        probabilities = iter(classifier.probabilities(np.concatenate(rows)) if rows else ())
+        answers: list[Any] = []
+        for task, prepared in zip(chunk, ready, strict=True):
+            if not prepared:
+                answers.append([])
+                continue
+            row_of = {key: next(probabilities) for key in prepared}
+            if not all(np.isfinite(row).all() for row in row_of.values()):
+                logger.warning("Task %s: the model %s gives no finite probabilities", task.get("id"), classifier.tag)
+                answers.append([])
+                continue
+            result, score = choices.prediction(row_of)
+            answers.append({"result": result, "score": score, "model_version": classifier.tag})
+        return answers
+
+
+def _result_of(task: Any, future: Future[Inputs]) -> Inputs | None:
+    """A task's prepared pictures; None, and a line in the log, where they could not be had."""
+    name = task.get("id") if isinstance(task, Mapping) else "without an id"
+    try:
+        return future.result()
+    except CelestialError as error:
+        logger.warning("Task %s: %s", name, error)
+    except Exception:
+        logger.exception("Task %s failed unexpectedly", name)
+    return None

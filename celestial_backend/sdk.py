@@ -1,0 +1,141 @@
+"""
+The seam to label-studio-ml, and the only file that knows which generation is installed.
+
+Generation 1 is release 1.0.9 (PyPI, frozen since 2023), generation 2 is 2.x
+(GitHub). On both, a request gets a fresh model object that keeps nothing, our
+version is the one that is told, ``fit(event, data)`` runs inside the request, and
+errors leave the SDK's views as they were raised.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+from typing import Any
+
+from flask import Flask
+
+
+def _import_quietly() -> Any:
+    """
+    The SDK's model module, without the traces its import leaves.
+
+    Generation 2 opens a SQLite file in ``MODEL_DIR`` at import. Nothing is ever
+    read from it here, because each process remembers it on its own; so it gets a
+    folder that goes away. Both generations wrap their views in a handler that puts
+    the whole traceback into the answer; ours takes its place.
+    """
+    before = os.environ.get("MODEL_DIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MODEL_DIR"] = folder
+        try:
+            exceptions = importlib.import_module("label_studio_ml.exceptions")
+            exceptions.exception_handler = lambda view: view
+            return importlib.import_module("label_studio_ml.model")
+        finally:
+            del os.environ["MODEL_DIR"]
+            if before is not None:
+                os.environ["MODEL_DIR"] = before
+
+
+_sdk = _import_quietly()
+GENERATION = 1 if hasattr(_sdk, "LabelStudioMLManager") else 2
+
+
+class StatelessModel(_sdk.LabelStudioMLBase):  # type: ignore[misc]
+    """
+    `LabelStudioMLBase` with the interface of generation 2 and no memory; lives for one request.
+
+    Attributes:
+        project_id: Label Studio's project id as text, empty if it was not told.
+    """
+
+    def __init__(self, project_id: str | None = None, label_config: str | None = None) -> None:
+        self._values: dict[str, Any] = {"label_config": label_config}
+        if GENERATION == 2:
+            super().__init__(project_id, label_config or "")
+            return
+        super().__init__()
+        self.project_id = project_id or ""
+        self.label_config = label_config
+        self.setup()
+
+    def setup(self) -> None:
+        """Called once at the end of the making; nothing slow belongs here."""
+
+    def use_label_config(self, label_config: str) -> None:
+        """Keep the label config for this request only."""
+        self._values["label_config"] = label_config
+
+    def get(self, key: str) -> Any:
+        """A value of this request, None if it was not set."""
+        return self._values.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep a value for this request only."""
+        self._values[key] = value
+
+    def has(self, key: str) -> bool:
+        """Whether a value of this request was set."""
+        return key in self._values
+
+
+def make_app(model_class: type[StatelessModel], events: tuple[str, ...]) -> Flask:
+    """
+    A Flask app of the SDK that serves a model class: /health, /setup, /predict, /webhook.
+
+    Each call gives an app of its own, without the SDK's hooks (they log whole
+    bodies, tokens included) and error handlers (they answer with the exception).
+
+    Args:
+        model_class: Made anew for every request.
+        events: Names of the webhook events that reach ``fit``.
+    """
+    sys.modules.pop("label_studio_ml.api", None)
+    api = importlib.import_module("label_studio_ml.api")
+    if GENERATION == 1:
+        api._manager = _Manager()
+    else:
+        api.TRAIN_EVENTS = events
+    app: Flask = api.init_app(model_class)
+    if GENERATION == 2:
+        api.BASIC_AUTH = None  # the app's own hook asks for the same credentials
+    app.before_request_funcs.clear()
+    app.after_request_funcs.clear()
+    app.error_handler_spec.clear()
+    return app
+
+
+if GENERATION == 1:
+
+    class _Manager(_sdk.LabelStudioMLManager):  # type: ignore[misc]
+        """Gives generation 1 the request handling of generation 2; replaces its module-level manager."""
+
+        @classmethod
+        def initialize(cls, model_class: type[StatelessModel], **_: Any) -> None:
+            cls.model_class = model_class
+
+        @classmethod
+        def fetch(cls, project: str | None = None, label_config: str | None = None, *_: Any, **__: Any) -> Any:
+            model = cls.model_class(_project_id(project), label_config)
+            return _sdk.ModelWrapper(model=model, model_version=model.get("model_version"))
+
+        @classmethod
+        def predict(
+            cls, tasks: list[Any], project: str | None = None, label_config: str | None = None, *_: Any, **params: Any
+        ) -> tuple[Any, Any]:
+            wrapped = cls.fetch(project, label_config)
+            return wrapped.model.predict(tasks, **params), wrapped
+
+        @classmethod
+        def webhook(cls, event: str, data: dict[str, Any]) -> dict[str, Any]:
+            project = data["project"]
+            model = cls.model_class(str(project["id"]), project.get("label_config"))
+            return {"result": model.fit(event, data), "status": "ok"}
+
+
+def _project_id(project: object) -> str:
+    """The id in ``"<project id>.<unix time of creation>"``, as Label Studio names projects."""
+    return str(project).split(".", 1)[0] if project else ""

@@ -1,0 +1,117 @@
+"""The web server: gunicorn, with TensorFlow started after the fork."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+
+from celestial_backend import logs
+from celestial_backend.app import create_app
+from celestial_backend.errors import CelestialError
+from celestial_backend.settings import LOG_LEVELS, Settings
+from celestial_backend.wiring import build
+
+STOP_S = 30  # seconds that running requests have to end after a stop signal
+
+
+def serve(argv: Sequence[str] | None = None) -> int:
+    """
+    Serve until a signal comes; what ``label-studio-ml start .`` runs, with the arguments of the SDK's template.
+
+    Returns:
+        The exit code, where the server could not be started.
+    """
+    options = _options(argv)
+    given = {variable: text for variable, text in vars(options).items() if variable.isupper() and text is not None}
+    try:
+        settings = Settings.from_environ({**os.environ, **given})
+        logs.configure(settings.log_level)
+        if options.check:
+            _check(settings)
+    except CelestialError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    _Server(settings, options.host, reload=options.debug).run()
+    return 0
+
+
+def wsgi_app() -> Flask:
+    """The app of a web server process that something else has started, such as ``gunicorn _wsgi:app``."""
+    try:
+        settings = Settings.from_environ()
+    except CelestialError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(Arbiter.APP_LOAD_ERROR)  # gunicorn stops at this code, and starts anew at any other
+    logs.configure(settings.log_level)
+    return _warm_app(settings)
+
+
+def _warm_app(settings: Settings) -> Flask:
+    services = build(settings)
+    services.store.warm_up()
+    return create_app(services)
+
+
+def _check(settings: Settings) -> None:
+    """Load the model in a process of its own, because a process with TensorFlow must not be forked."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            build(settings).store.current()
+        except CelestialError as error:
+            sys.stderr.write(f"{error}\n")
+            os._exit(error.exit_code)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        sys.exit(code)
+
+
+class _Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn, told by our settings instead of by its command line."""
+
+    def __init__(self, settings: Settings, host: str, *, reload: bool) -> None:
+        self._settings = settings
+        self._told = {
+            "bind": f"{host}:{settings.port}",
+            "workers": settings.workers,
+            "worker_class": "gthread",
+            "threads": settings.threads,
+            "graceful_timeout": STOP_S,
+            "timeout": 120,  # of silence from a worker's main thread, which no request ever blocks
+            "reload": reload,
+            "control_socket_disable": True,
+        }
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self._told.items():
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        return _warm_app(self._settings)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments; those named like a setting take its place."""
+    parser = argparse.ArgumentParser(prog="label-studio-ml start .", description="Serve the celestial bodies model.")
+    parser.add_argument("-p", "--port", dest="PORT", help="port to listen on (default: PORT or 9090)")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all)")  # noqa: S104
+    parser.add_argument("-d", "--debug", action="store_true", help="log at DEBUG, start anew when the code changes")
+    parser.add_argument("--log-level", dest="LOG_LEVEL", choices=LOG_LEVELS, help="default: LOG_LEVEL or INFO")
+    parser.add_argument("--model-dir", dest="MODEL_DIR", help="the state folder (default: MODEL_DIR or ./data)")
+    parser.add_argument("--check", action="store_true", help="load the model first, and exit if that fails")
+    parser.add_argument("--basic-auth-user", dest="BASIC_AUTH_USER", help="user name that requests must carry")
+    parser.add_argument("--basic-auth-pass", dest="BASIC_AUTH_PASS", help="password that requests must carry")
+    options = parser.parse_args(argv)
+    if options.debug and options.LOG_LEVEL is None:
+        options.LOG_LEVEL = "DEBUG"
+    return options
