@@ -68,7 +68,7 @@ def _check(services: Services) -> Any:
         return _answer(404, f"{request.path} is not a route of this backend.")
     if request.path not in protocol.REQUESTS or request.method != "POST":
         return None
-    body = request.get_json(force=True, silent=True)
+    body: Any = request.get_json(force=True, silent=True)
     if request.path == "/webhook" and isinstance(body, dict):
         if not isinstance(body.get("action"), str):
             raise RequestError("The body of /webhook must name its event in \"action\".")
@@ -97,7 +97,9 @@ def _refused(error: CelestialError) -> Response:
 
 
 def _not_served(error: HTTPException) -> Response:
-    return _answer(error.code or 500, error.description or error.name)
+    answer = _answer(error.code or 500, error.description or error.name)
+    answer.headers.extend((name, value) for name, value in error.get_headers() if name == "Allow")
+    return answer
 
 
 def _failed(error: Exception) -> Response:

@@ -35,7 +35,8 @@ class CelestialBodiesBackend(StatelessModel):
         As many answers as tasks, in their order: a prediction, or ``[]`` for a task that failed.
 
         Args:
-            tasks: As Label Studio sends them; `context` of interactive annotation is not used.
+            tasks: As Label Studio sends them.
+            context: What interactive annotation sends; not used.
 
         Raises:
             LabelConfigError, ModelError: Nothing can be predicted; the whole request fails.

@@ -107,7 +107,7 @@ class Predictor:
     ) -> list[Any]:
         ready = [_result_of(task, future) for task, future in zip(chunk, inputs, strict=True)]
         rows = [array for prepared in ready if prepared for array in prepared.values()]
-        probabilities = iter(classifier.probabilities(np.concatenate(rows)) if rows else ())
+        probabilities: Iterator[Any] = iter(classifier.probabilities(np.concatenate(rows)) if rows else ())
         answers: list[Any] = []
         for task, prepared in zip(chunk, ready, strict=True):
             if not prepared:

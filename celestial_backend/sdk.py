@@ -31,7 +31,7 @@ def _import_quietly() -> Any:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MODEL_DIR"] = folder
         try:
-            exceptions = importlib.import_module("label_studio_ml.exceptions")
+            exceptions: Any = importlib.import_module("label_studio_ml.exceptions")
             exceptions.exception_handler = lambda view: view
             return importlib.import_module("label_studio_ml.model")
         finally:
@@ -41,10 +41,12 @@ def _import_quietly() -> Any:
 
 
 _sdk = _import_quietly()
-GENERATION = 1 if hasattr(_sdk, "LabelStudioMLManager") else 2
+_SdkModel: Any = _sdk.LabelStudioMLBase
+_SdkManager: Any = getattr(_sdk, "LabelStudioMLManager", object)  # generation 1 only
+GENERATION = 2 if _SdkManager is object else 1
 
 
-class StatelessModel(_sdk.LabelStudioMLBase):  # type: ignore[misc]
+class StatelessModel(_SdkModel):  # type: ignore[misc]
     """
     `LabelStudioMLBase` with the interface of generation 2 and no memory; lives for one request.
 
@@ -94,7 +96,7 @@ def make_app(model_class: type[StatelessModel], events: tuple[str, ...]) -> Flas
         events: Names of the webhook events that reach ``fit``.
     """
     sys.modules.pop("label_studio_ml.api", None)
-    api = importlib.import_module("label_studio_ml.api")
+    api: Any = importlib.import_module("label_studio_ml.api")
     if GENERATION == 1:
         api._manager = _Manager()
     else:
@@ -108,32 +110,26 @@ def make_app(model_class: type[StatelessModel], events: tuple[str, ...]) -> Flas
     return app
 
 
-if GENERATION == 1:
+class _Manager(_SdkManager):  # type: ignore[misc]
+    """Gives generation 1 the request handling of generation 2, in place of its module-level manager."""
 
-    class _Manager(_sdk.LabelStudioMLManager):  # type: ignore[misc]
-        """Gives generation 1 the request handling of generation 2; replaces its module-level manager."""
+    def initialize(self, model_class: type[StatelessModel], **_: Any) -> None:
+        self.model_class = model_class
 
-        @classmethod
-        def initialize(cls, model_class: type[StatelessModel], **_: Any) -> None:
-            cls.model_class = model_class
+    def fetch(self, project: object, label_config: str | None, *_: Any, **__: Any) -> Any:
+        model = self.model_class(_project_id(project), label_config)
+        return _sdk.ModelWrapper(model=model, model_version=model.get("model_version"))
 
-        @classmethod
-        def fetch(cls, project: str | None = None, label_config: str | None = None, *_: Any, **__: Any) -> Any:
-            model = cls.model_class(_project_id(project), label_config)
-            return _sdk.ModelWrapper(model=model, model_version=model.get("model_version"))
+    def predict(
+        self, tasks: list[Any], project: object, label_config: str | None, *_: Any, **params: Any
+    ) -> tuple[list[Any], Any]:
+        wrapped = self.fetch(project, label_config)
+        return wrapped.model.predict(tasks, **params), wrapped
 
-        @classmethod
-        def predict(
-            cls, tasks: list[Any], project: str | None = None, label_config: str | None = None, *_: Any, **params: Any
-        ) -> tuple[Any, Any]:
-            wrapped = cls.fetch(project, label_config)
-            return wrapped.model.predict(tasks, **params), wrapped
-
-        @classmethod
-        def webhook(cls, event: str, data: dict[str, Any]) -> dict[str, Any]:
-            project = data["project"]
-            model = cls.model_class(str(project["id"]), project.get("label_config"))
-            return {"result": model.fit(event, data), "status": "ok"}
+    def webhook(self, event: str, data: dict[str, Any]) -> dict[str, Any]:
+        project = data["project"]
+        model = self.model_class(str(project["id"]), project.get("label_config"))
+        return {"result": model.fit(event, data), "status": "ok"}
 
 
 def _project_id(project: object) -> str:

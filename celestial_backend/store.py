@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 NETWORK_FILES = ("config.json", "metadata.json", "model.weights.h5")
+UNREADABLE = (OSError, EOFError, LookupError, TypeError, StopIteration, tarfile.TarError, LZMAError, yaml.YAMLError)
 RETRY_S = 30.0  # a model that failed to load is tried again after this long
 
 
@@ -118,7 +119,6 @@ class ModelStore:
         with bentoml.models.create(
             tag,
             module="bentoml.keras",
-            signatures={"predict": {"batchable": False}},
             context=bentoml.models.ModelContext(
                 framework_name="keras", framework_versions={"tensorflow": version("tensorflow")}
             ),
@@ -261,7 +261,7 @@ def _archived_tag(archive: Path) -> str:
             member = next(member for member in tar if Path(member.name).name == "model.yaml")
             described = yaml.safe_load(tar.extractfile(member) or b"")
         return f"{described['name']}:{described['version']}"
-    except (OSError, EOFError, LookupError, TypeError, StopIteration, tarfile.TarError, LZMAError, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         raise ModelLoadError(_not_exported(archive, error)) from error
 
 
