@@ -30,7 +30,6 @@ link.request('GET', '/health', headers={'Authorization': 'Basic ' + base64.b64en
 raise SystemExit(link.getresponse().status != 200)"]
 
 # No --preload: TensorFlow hangs in a process that was forked after it was loaded.
-# --timeout 0: the first prediction loads the model, which takes longer than gunicorn waits for a worker.
-# On SIGTERM running requests get 30 s to end.
+# On SIGTERM, running requests get the time that --graceful-timeout names.
 CMD ["sh", "-c", "exec gunicorn --bind \":${PORT:-9090}\" --workers \"${WORKERS:-1}\" --threads \"${THREADS:-8}\" \
---timeout 0 --graceful-timeout 30 --worker-tmp-dir /dev/shm _wsgi:app"]
+--timeout 120 --graceful-timeout 30 --worker-tmp-dir /dev/shm --no-control-socket _wsgi:app"]
