@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from celestial_backend import protocol
 from celestial_backend.backend import TRAIN_EVENTS, CelestialBodiesBackend
@@ -65,7 +65,7 @@ def _authorize(settings: Settings) -> Response | None:
 def _check(services: Services) -> Any:
     """Refuse what Label Studio does not send, before the SDK's views trip over it."""
     if request.endpoint is not None and request.endpoint not in ROUTES:
-        return _answer(404, f"{request.path} is not a route of this backend.")
+        raise NotFound  # what only one generation of the SDK has
     if request.path not in protocol.REQUESTS or request.method != "POST":
         return None
     body: Any = request.get_json(force=True, silent=True)

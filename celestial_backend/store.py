@@ -16,12 +16,12 @@ import shutil
 import tarfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from lzma import LZMAError
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -100,13 +100,12 @@ class ModelStore:
         """Begin to load the live model in the background; a failure is logged, and told to whoever asks."""
         threading.Thread(target=self._try_current, name="warm-up", daemon=True).start()
 
-    def register(self, folder: Path, metadata: Mapping[str, Any], model_version: str | None = None) -> str:
+    def register(self, folder: Path, model_version: str | None = None) -> str:
         """
         Save a trained network's plain files as a BentoML model, readable by `bentoml.keras.load_model` too.
 
         Args:
-            folder: Holds `NETWORK_FILES`, as ``keras.Model.save(folder, zipped=False)`` writes them.
-            metadata: Plain values; ``classes`` and ``size_px`` make the custom objects.
+            folder: As `training.save` writes it: `NETWORK_FILES` and a card.
             model_version: The version part of the tag; BentoML makes one where it is not given.
 
         Returns:
@@ -114,7 +113,7 @@ class ModelStore:
         """
         import bentoml
 
-        classes = tuple(metadata["classes"])
+        card = network.load_card(folder)
         tag = f"{MODEL_NAME}:{model_version}" if model_version else MODEL_NAME
         with bentoml.models.create(
             tag,
@@ -123,10 +122,10 @@ class ModelStore:
                 framework_name="keras", framework_versions={"tensorflow": version("tensorflow")}
             ),
             custom_objects={
-                "preprocess": network.Preprocess(metadata["size_px"]),
-                "postprocess": network.Postprocess(classes),
+                "preprocess": network.Preprocess(card.size_px),
+                "postprocess": network.Postprocess(card.classes),
             },
-            metadata=dict(metadata),
+            metadata=json.loads(json.dumps(asdict(card))),  # lists for tuples: plain YAML, no Python in it
         ) as model:
             for name in NETWORK_FILES:
                 shutil.copyfile(folder / name, model.path_of(name))
@@ -172,11 +171,10 @@ class ModelStore:
         logger.info("Imported %s from CELESTIAL_BENTOMODEL", tag)
 
     def _register_default(self) -> None:
-        card = network.load_card(DEFAULT_MODEL)
         digest = hashlib.sha256(b"".join((DEFAULT_MODEL / name).read_bytes() for name in NETWORK_FILES)).hexdigest()
         default = f"default-{digest[:12]}"
         shutil.rmtree(self._path(f"{MODEL_NAME}:{default}"), ignore_errors=True)  # left by a start that was killed
-        tag = self.register(DEFAULT_MODEL, card, default)
+        tag = self.register(DEFAULT_MODEL, default)
         logger.info("The model store was empty: registered the default model as %s", tag)
 
     def _versions(self, name: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,18 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
     server = LabelStudioServer(tmp_path_factory.mktemp("label-studio"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an exported model made the guide's way, pictures, and the answers it gave for them."""
+    folder = tmp_path_factory.mktemp("guide")
+    script = Path(__file__).with_name("guide_model.py")
+    environ = os.environ | {"BENTOML_HOME": str(folder / "bentoml"), "PYTHONPATH": str(script.parents[1])}
+    (folder / "bentoml").mkdir()
+    done = subprocess.run([sys.executable, script, folder], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture

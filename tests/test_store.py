@@ -1,0 +1,262 @@
+"""Which model is live: the store's files, imports, the default, and what is said when it cannot be served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import bentoml
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundError
+from celestial_backend.renderer import render
+from celestial_backend.settings import MODEL_NAME, Settings
+from celestial_backend.store import DEFAULT_MODEL, NETWORK_FILES, ModelStore
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(bentoml_home=tmp_path / "bentoml", model_dir=tmp_path / "state")
+
+
+def guide_pictures(guide: Path) -> list[Image.Image]:
+    return [Image.open(guide / f"picture-{i}.png").convert("RGB") for i in range(12)]
+
+
+def probabilities(store: ModelStore, pictures: list[Image.Image]) -> np.ndarray:
+    model = store.current()
+    return model.probabilities(np.concatenate([model.prepare(picture) for picture in pictures]))
+
+
+def save(name: str = MODEL_NAME, *, outputs: int = 2, **custom: object) -> str:
+    """Save a tiny network whose hooks are given; by default they fit each other."""
+    network = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(outputs)])
+    hooks = {"preprocess": lambda _: np.zeros((1, 4)), "postprocess": two_classes} | custom
+    given = {hook: function for hook, function in hooks.items() if function is not None}
+    return str(bentoml.keras.save_model(name, network, custom_objects=given).tag)
+
+
+def two_classes(outputs):
+    shares = np.exp(outputs[0]) / np.exp(outputs[0]).sum()
+    names = ("day", "night")
+    return {"prediction": "day", "probabilities": {names[i]: float(share) for i, share in enumerate(shares)}}
+
+
+def test_an_empty_store_gets_the_default_model(settings: Settings) -> None:
+    """The first start serves the embedded model, under a tag that says which weights it holds."""
+    store = ModelStore(settings)
+    tag = store.live_tag()
+    assert tag.startswith(f"{MODEL_NAME}:default-")
+    assert store.current().tag == tag
+    assert store.classes(tag, 0) == store.current().classes == tuple(
+        json.loads((DEFAULT_MODEL / "card.json").read_text())["classes"]
+    )
+
+
+def test_the_default_model_is_registered_once(settings: Settings) -> None:
+    """Many processes that start at the same moment on one empty store agree on one tag."""
+    tags: list[str] = []
+    threads = [threading.Thread(target=lambda: tags.append(ModelStore(settings).live_tag())) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(tags) == 6
+    assert len(set(tags)) == 1
+    assert len(list((settings.bentoml_home / "models" / MODEL_NAME).glob("*/model.yaml"))) == 1
+
+
+def test_a_registration_cut_short_is_done_again(settings: Settings) -> None:
+    """A start that was killed while it copied the default leaves nothing that is served half."""
+    tag = ModelStore(settings).live_tag()
+    folder = settings.bentoml_home / "models" / MODEL_NAME
+    half = folder / tag.partition(":")[2]
+    (half / "model.yaml").unlink()
+    (half / "model.weights.h5").write_bytes(b"half")
+    (folder / "latest").unlink()
+    store = ModelStore(settings)
+    assert store.live_tag() == tag
+    assert (half / "model.weights.h5").read_bytes() == (DEFAULT_MODEL / "model.weights.h5").read_bytes()
+
+
+def test_bentoml_itself_can_load_what_is_registered(settings: Settings) -> None:
+    """`bentoml.keras.load_model` and the custom objects give the numbers that are served."""
+    store = ModelStore(settings)
+    picture = render("Saturn", 5)
+    stored = bentoml.models.get(store.live_tag())
+    network = bentoml.keras.load_model(stored)
+    hooks = stored.custom_objects
+    answer = hooks["postprocess"](network.predict(hooks["preprocess"](picture), verbose=0))
+    served = dict(zip(store.current().classes, probabilities(store, [picture])[0], strict=True))
+    assert answer["prediction"] == "Saturn"
+    assert served == pytest.approx(answer["probabilities"], abs=1e-6)
+
+
+def test_the_default_ships_without_a_pickle() -> None:
+    """Weights and plain JSON only: nothing in the package runs code when it is read."""
+    assert {path.name for path in DEFAULT_MODEL.iterdir()} >= {*NETWORK_FILES, "card.json", "MODEL_CARD.md"}
+    assert not [path for path in DEFAULT_MODEL.rglob("*") if path.suffix in (".pkl", ".pickle", ".keras")]
+
+
+def test_an_exported_guide_model_answers_as_it_did(settings: Settings, guide: Path) -> None:
+    """An imported `.bentomodel` gives what its own preprocess, predict and postprocess gave."""
+    told = json.loads((guide / "answers.json").read_text())
+    store = ModelStore(replace(settings, bentomodel=guide / "guide.bentomodel"))
+    assert store.live_tag() == told["tag"]
+    served = probabilities(store, guide_pictures(guide))
+    for row, answer in zip(served, told["answers"], strict=True):
+        assert dict(zip(store.current().classes, row, strict=True)) == pytest.approx(answer["probabilities"], abs=1e-6)
+
+
+def test_an_imported_model_is_imported_once(settings: Settings, guide: Path) -> None:
+    """The second start finds the model of the file in the store, also beside a newer one."""
+    with_file = replace(settings, bentomodel=guide / "guide.bentomodel")
+    tag = ModelStore(with_file).live_tag()
+    save()
+    assert ModelStore(with_file).live_tag() == tag
+
+
+def test_classes_are_remembered_without_tensorflow(settings: Settings, guide: Path) -> None:
+    """A model that only its postprocess describes is loaded once; later starts know its classes at once."""
+    with_file = replace(settings, bentomodel=guide / "guide.bentomodel")
+    first = ModelStore(with_file)
+    classes = first.current().classes
+    later = ModelStore(with_file)
+    assert later.classes(later.live_tag(), 0) == classes
+    shutil.rmtree(settings.model_dir)
+    forgetful = ModelStore(with_file)
+    assert forgetful.classes(forgetful.live_tag(), 0) is None
+
+
+def test_a_newer_model_is_served_at_the_next_call(settings: Settings) -> None:
+    """`latest` is read anew each time, so a model saved by another process needs no restart."""
+    store = ModelStore(settings)
+    first = store.current()
+    tag = save()
+    assert store.live_tag() == tag
+    assert store.current().classes == ("day", "night")
+    assert first.classes != ("day", "night")
+
+
+def test_a_named_tag_is_served_beside_a_newer_one(settings: Settings) -> None:
+    """CELESTIAL_MODEL pins a version."""
+    pinned = save()
+    save()
+    assert ModelStore(replace(settings, model=pinned)).live_tag() == pinned
+    assert ModelStore(replace(settings, model=MODEL_NAME)).live_tag() != pinned
+
+
+def test_a_missing_tag_is_named_with_those_that_are_there(settings: Settings) -> None:
+    """The sentence holds what was asked for, what the store holds, and what to set."""
+    held = save()
+    with pytest.raises(ModelNotFoundError, match=rf"{MODEL_NAME}:gone is not .* holds {held}\. Set CELESTIAL_MODEL"):
+        ModelStore(replace(settings, model=f"{MODEL_NAME}:gone")).live_tag()
+
+
+def test_a_file_that_is_no_export_is_refused(settings: Settings, tmp_path: Path) -> None:
+    """CELESTIAL_BENTOMODEL must be what export_model wrote."""
+    broken = tmp_path / "broken.bentomodel"
+    broken.write_bytes(b"no archive")
+    with pytest.raises(ModelLoadError, match=r"CELESTIAL_BENTOMODEL names broken.bentomodel, .* Export it again"):
+        ModelStore(replace(settings, bentomodel=broken)).live_tag()
+
+
+def test_an_export_cut_in_half_is_refused(settings: Settings, guide: Path, tmp_path: Path) -> None:
+    """A file that was not copied whole is no model, and leaves none behind."""
+    half = tmp_path / "half.bentomodel"
+    half.write_bytes((guide / "guide.bentomodel").read_bytes()[:300_000])
+    with pytest.raises(ModelLoadError, match=r"half.bentomodel"):
+        ModelStore(replace(settings, bentomodel=half)).live_tag()
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        pytest.param({"preprocess": None}, "has no custom object preprocess", id="no preprocess"),
+        pytest.param({"preprocess": None, "postprocess": None}, "no custom object preprocess and no post", id="no hooks"),
+        pytest.param({"preprocess": lambda _: np.zeros(4)}, "a batch axis of 1, got shape", id="no batch axis"),
+        pytest.param({"preprocess": lambda _: 1 / 0}, "preprocess of .* failed on .*ZeroDivisionError", id="preprocess"),
+        pytest.param({"preprocess": lambda _: np.zeros((1, 7))}, "does not take what its preprocess", id="other input"),
+        pytest.param({"postprocess": lambda _: {}}, "must give .*prediction.*probabilities", id="postprocess"),
+        pytest.param({"outputs": 3}, "postprocess of .* failed on the network's output of 3 numbers", id="too wide"),
+        pytest.param(
+            {"postprocess": lambda _: {"probabilities": dict.fromkeys("abc", 0.3)}},
+            "gives 2 numbers and its postprocess names 3 classes",
+            id="too narrow",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_together_says_how(settings: Settings, made: dict, sentence: str) -> None:
+    """Each way in which hooks and network can be at odds has a sentence of its own."""
+    save(**made)
+    with pytest.raises(ModelLoadError, match=sentence):
+        ModelStore(settings).current()
+
+
+def test_a_pickle_of_another_python_says_which(settings: Settings) -> None:
+    """Custom objects that cannot be read name the versions they were saved with and those that run."""
+    folder = settings.bentoml_home / "models" / MODEL_NAME / save().partition(":")[2]
+    (folder / "custom_objects.pkl").write_bytes(b"\x80\x05cgone_module\nthing\n.")
+    with pytest.raises(ModelLoadError, match=r"ModuleNotFoundError.*saved with .*Python 3.*here run tensorflow"):
+        ModelStore(settings).current()
+
+
+def test_broken_weights_are_a_sentence(settings: Settings) -> None:
+    """A weights file cut in half is refused with the model's tag."""
+    tag = save()
+    weights = settings.bentoml_home / "models" / MODEL_NAME / tag.partition(":")[2] / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(ModelLoadError, match=rf"The network of {tag} cannot be loaded"):
+        ModelStore(settings).current()
+
+
+def test_a_network_of_another_keras_is_refused_without_loading(settings: Settings) -> None:
+    """A SavedModel folder, as Keras 2 wrote it, is told at once, when the classes are asked for."""
+    tag = save()
+    folder = settings.bentoml_home / "models" / MODEL_NAME / tag.partition(":")[2]
+    (folder / "config.json").unlink()
+    store = ModelStore(settings)
+    with pytest.raises(ModelLoadError, match="does not hold a Keras 3 network"):
+        store.classes(tag, 0)
+
+
+def test_a_failed_load_is_told_again_without_another_try(settings: Settings) -> None:
+    """A broken model costs one attempt, not one per request, and a newer model ends the matter."""
+    save(outputs=3)
+    store = ModelStore(settings)
+    with pytest.raises(ModelLoadError) as first:
+        store.current()
+    with pytest.raises(ModelLoadError) as second:
+        store.current()
+    assert second.value is first.value
+    with pytest.raises(ModelLoadError):
+        store.classes(store.live_tag(), 5)
+    save()
+    assert store.current().classes == ("day", "night")
+
+
+def test_a_store_that_cannot_be_written_says_so(settings: Settings, tmp_path: Path) -> None:
+    """Without a model and without a place to put one, the sentence names BENTOML_HOME."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="BENTOML_HOME"):
+        ModelStore(replace(settings, bentoml_home=tmp_path / "file")).live_tag()
+
+
+def test_rows_do_not_depend_on_their_batch(settings: Settings) -> None:
+    """A picture gets the same probabilities alone, in a batch, and in any order; rows sum to 1."""
+    store = ModelStore(settings)
+    pictures = [render(body, 11) for body in store.current().classes]
+    together = probabilities(store, pictures)
+    backwards = probabilities(store, pictures[::-1])
+    alone = np.concatenate([probabilities(store, [picture]) for picture in pictures])
+    assert together == pytest.approx(backwards[::-1], abs=1e-5)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert together.sum(axis=1) == pytest.approx(1, abs=1e-6)
