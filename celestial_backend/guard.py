@@ -1,0 +1,171 @@
+"""
+Which network addresses a picture may come from.
+
+The address of a picture was written by a stranger. Connections go only to
+addresses that were resolved and judged here: public ones, Label Studio's own, and
+those that the operator allows.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore
+
+from celestial_backend.errors import FetchError, ForbiddenError
+from celestial_backend.settings import Settings
+
+PORTS = {"http": 80, "https": 443}
+# Networks that lead to private addresses by another name, or that Python 3.11 calls global and nobody serves from.
+DISGUISED = tuple(
+    ip_network(text)
+    for text in (
+        "::ffff:0:0/96",  # IPv4 written as IPv6
+        "::ffff:0:0:0/96",
+        "64:ff9b::/96",  # NAT64
+        "64:ff9b:1::/48",
+        "2001::/32",  # Teredo
+        "2002::/16",  # 6to4
+        "192.88.99.0/24",
+        "fec0::/10",
+        "3fff::/20",
+        "5f00::/16",
+    )
+)
+
+Origin = tuple[str, str, int]
+
+
+def origin(url: str) -> Origin | None:
+    """Scheme, host and port of an http or https address; None for any other text."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in PORTS or not parts.hostname:
+        return None
+    return parts.scheme, parts.hostname.rstrip("."), PORTS[parts.scheme] if port is None else port
+
+
+class Guard(httpcore.NetworkBackend):
+    """
+    Opens connections to judged addresses only; safe to share between threads.
+
+    It resolves names itself and connects to the very address it judged, so a name
+    cannot mean one host when checked and another when used. The timeouts it gets
+    are points in time on the monotonic clock, not spans: so a server that sends a
+    byte now and then cannot stretch them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._plain = httpcore.SyncBackend()
+        own = origin(settings.label_studio_url or "")
+        self._own = own[1:] if own else None
+        self._names = set(settings.allowed_hosts)
+        self._networks = []
+        for entry in settings.allowed_hosts:
+            try:
+                self._networks.append(ip_network(entry.strip("[]"), strict=False))
+            except ValueError:
+                continue  # a name
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        """A connection to one of the host's addresses, if every one of them is allowed."""
+        deadline = time.monotonic() if timeout is None else timeout
+        addresses = _resolve(host, port, deadline)
+        if not self._trusts(host, port):
+            for address in addresses:
+                self._judge(host, ip_address(address))
+        for others, address in zip(range(len(addresses) - 1, -1, -1), addresses, strict=True):
+            left = _left(deadline, httpcore.ConnectTimeout) / (others + 1)  # one dead address must not eat it all
+            try:
+                return _Timed(self._plain.connect_tcp(address, port, left, local_address, socket_options))
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if not others:
+                    raise
+        raise FetchError(f"{host} must have an address, and has none. Check the host name.")
+
+    def _trusts(self, host: str, port: int) -> bool:
+        host = host.lower().rstrip(".")
+        return (host, port) == self._own or host in self._names or f"{host}:{port}" in self._names
+
+    def _judge(self, host: str, address: IPv4Address | IPv6Address) -> None:
+        if any(address in network for network in self._networks):
+            return
+        hidden = any(address in network for network in DISGUISED)
+        if hidden or not address.is_global or address.is_multicast or address.is_reserved:
+            raise ForbiddenError(
+                f"pictures come only from public addresses, and {host} is not one. If it may serve pictures,"
+                " add it to CELESTIAL_ALLOWED_HOSTS; if it is Label Studio, set LABEL_STUDIO_URL to it."
+            )
+
+
+class _Timed(httpcore.NetworkStream):
+    """A stream whose timeouts are points in time."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, _left(timeout, httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left = _left(timeout, httpcore.ConnectTimeout)
+        return _Timed(self._stream.start_tls(ssl_context, server_hostname, left))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _left(deadline: float | None, late: type[Exception]) -> float:
+    left = 0.0 if deadline is None else deadline - time.monotonic()
+    if left <= 0:
+        raise late
+    return left
+
+
+def _resolve(host: str, port: int, deadline: float) -> list[str]:
+    """Every address of a host; in a thread of its own, because the resolver knows no deadline."""
+    answers: queue.SimpleQueue[list[str] | OSError | UnicodeError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True, name="resolve").start()
+    try:
+        answer = answers.get(timeout=_left(deadline, httpcore.ConnectTimeout))
+    except queue.Empty as error:
+        raise httpcore.ConnectTimeout from error
+    if isinstance(answer, list):
+        return answer
+    raise FetchError(
+        f"the host name {host} must be known here, and is not. Check the address, or the name service of this machine."
+    ) from answer

@@ -1,0 +1,137 @@
+"""
+Label Studio, as the backend reaches it: its address and its token.
+
+A legacy token is sent as it is. A personal access token is not: it buys access
+tokens that live five minutes, and label-studio-sdk knows how. That library takes
+two seconds to import, so only a personal access token loads it, on first use.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from celestial_backend.errors import StudioError
+from celestial_backend.settings import Settings
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+    from label_studio_sdk.core.api_error import ApiError
+
+REFRESH_TIMEOUT_S = 10.0
+FAILURE_KEPT_S = 5.0  # so that a thousand pictures do not wait a thousand times for a Label Studio that is down
+
+
+def localhost_hint(url: str) -> str:
+    """What to look at when an address on this machine does not answer; empty for any other address."""
+    if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
+        return ""
+    return (
+        " Inside a container localhost is the container itself: set LABEL_STUDIO_URL to"
+        " Label Studio's service name or to host.docker.internal."
+    )
+
+
+class Studio:
+    """Label Studio's address and token; one per process, safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = settings.label_studio_url
+        self._place = re.sub(r"//[^/]*@", "//", self.url or "")
+        self._key = settings.label_studio_api_key
+        self._lock = threading.Lock()
+        self._client: LabelStudio | None = None
+        self._sent: dict[str, str] = {}
+        self._failure = ""
+        self._failed_at = 0.0
+
+    def authorization(self) -> dict[str, str]:
+        """
+        The header that opens Label Studio's doors; empty without a token.
+
+        A personal access token is exchanged only when the last access token has
+        run out; while one thread does so, the others wait for its result.
+
+        Raises:
+            StudioError: The token cannot be used, or Label Studio did not renew it.
+        """
+        if not self._key:
+            return {}
+        if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
+            raise StudioError(
+                "LABEL_STUDIO_API_KEY must be the token alone, without blanks or signs that no token has."
+                " Copy it again from Label Studio, Account & Settings."
+            )
+        if self._key.count(".") != 2:  # three parts make a personal access token, all else is a legacy token
+            return {"Authorization": f"Token {self._key}"}
+        with self._lock:
+            if self._failure and time.monotonic() - self._failed_at < FAILURE_KEPT_S:
+                raise StudioError(self._failure)
+            try:
+                self._sent = self._bearer(self._key)
+            except StudioError as error:
+                self._failure, self._failed_at, self._client = str(error), time.monotonic(), None
+                raise
+            self._failure = ""
+            return dict(self._sent)
+
+    def forget(self, refused: dict[str, str]) -> bool:
+        """
+        Drop the access token that Label Studio has just refused.
+
+        Returns:
+            Whether `authorization` may give another one: no for a legacy token.
+        """
+        if not refused.get("Authorization", "").startswith("Bearer "):
+            return False
+        with self._lock:
+            if refused == self._sent:
+                self._client = None
+        return True
+
+    def _bearer(self, key: str) -> dict[str, str]:
+        import httpx
+        from label_studio_sdk import LabelStudio
+        from label_studio_sdk.core.api_error import ApiError
+
+        if not self.url:
+            raise StudioError("A personal access token needs Label Studio's address. Set LABEL_STUDIO_URL.")
+        try:
+            if self._client is None:
+                # The slash keeps the sub-path of http://host/label-studio in the SDK's refresh address.
+                self._client = LabelStudio(base_url=f"{self.url}/", api_key=key, timeout=REFRESH_TIMEOUT_S)  # type: ignore[no-untyped-call]
+            # The SDK renews the token here, for its own calls; it has no public name for that.
+            header = self._client._client_wrapper.get_headers()["Authorization"]
+        except ApiError as error:
+            raise StudioError(self._refusal(error)) from error
+        except httpx.TimeoutException as error:
+            raise StudioError(
+                f"Label Studio at {self._place} must answer within {REFRESH_TIMEOUT_S:g} seconds and did not."
+                f" Check that it runs and that LABEL_STUDIO_URL is right.{localhost_hint(self.url)}"
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise StudioError(
+                f"Label Studio cannot be reached at {self._place} ({type(error).__name__})."
+                f" Check that it runs and that LABEL_STUDIO_URL is right.{localhost_hint(self.url)}"
+            ) from error
+        except ValueError as error:
+            raise StudioError(
+                f"What answers at {self._place} is not Label Studio: it gave no access token. Check LABEL_STUDIO_URL."
+            ) from error
+        return {"Authorization": header}
+
+    def _refusal(self, error: ApiError) -> str:
+        if error.status_code in (400, 401, 403):
+            detail = error.body.get("detail") if isinstance(error.body, dict) else None
+            said = f" ({str(detail).rstrip('.')})" if detail else ""
+            return (
+                f"Label Studio at {self._place} refused the personal access token{said}."
+                " Make a new one under Account & Settings and set LABEL_STUDIO_API_KEY to it."
+            )
+        return (
+            f"Label Studio at {self._place} answered {error.status_code} when asked for an access token."
+            " Check LABEL_STUDIO_URL, sub-path included."
+        )
