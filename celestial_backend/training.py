@@ -1,0 +1,388 @@
+"""
+Examples to a candidate model with its scores.
+
+An example is a picture that can be loaded, a class and a weight; where it comes from is the
+caller's affair. Everything random is drawn from the recipe's seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from celestial_backend import __version__, network, robustness
+from celestial_backend.augment import augment
+from celestial_backend.errors import NotEnoughDataError, TrainingError
+from celestial_backend.renderer import BODIES, render
+
+log = logging.getLogger(__name__)
+
+LEAST_PER_CLASS = 3  # pictures: fewer leave nothing to learn from once some are held out
+LONGEST_SIDE_PX = 512  # pictures are kept in memory while training, no larger than this
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number that decides what a training does; the defaults made the shipped model."""
+
+    size_px: tuple[int, int] = (64, 64)
+    widths: tuple[int, ...] = (24, 32, 48, 64, 96, 128)
+    dropout: float = 0.1
+    epochs: int = 100
+    batch: int = 64
+    learning_rate: float = 0.003  # at its peak; rises over the first tenth, then falls as a cosine
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.01
+    held_out_share: float = 0.15
+    rendered_per_class: int = 60  # pictures from `renderer`, for the classes that it knows
+    calibration_rounds: int = 4  # augmented versions of each held-out picture
+    seed: int = 20
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture to learn from; ``load`` is called once, and may be called from any thread."""
+
+    load: Callable[[], Image.Image]
+    class_name: str
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is; ``held_out_accuracy`` is None within an epoch."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    seconds: float
+    loss: float
+    held_out_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A candidate: its Keras network, its classes in the order of the logits, its card."""
+
+    network: Any = field(repr=False)
+    classes: tuple[str, ...]
+    recipe: Recipe
+    metrics: dict[str, Any]
+
+    @property
+    def preprocess(self) -> network.Preprocess:
+        """What must happen to a picture before this network."""
+        return network.Preprocess(self.recipe.size_px)
+
+    @property
+    def postprocess(self) -> network.Postprocess:
+        """What must happen to this network's output."""
+        return network.Postprocess(self.classes)
+
+
+def _load(path: Path) -> Image.Image:
+    with Image.open(path) as opened:
+        opened.draft("RGB", (LONGEST_SIDE_PX, LONGEST_SIDE_PX))
+        opened.load()
+        picture = network.rgb(opened)
+    picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX))
+    return picture
+
+
+def read_folder(folder: Path) -> list[Example]:
+    """
+    The examples of a folder with one sub-folder for each class, in the order of their names.
+
+    Files that cannot be read as pictures are left out and reported in the log. The pictures
+    are decoded here, once, and kept.
+
+    Raises:
+        TrainingError: The folder is none.
+        NotEnoughDataError: Fewer than two classes, or a class with too few pictures.
+    """
+    if not folder.is_dir():
+        raise TrainingError(f"The training data must be a folder with one sub-folder for each class, got {folder}.")
+    examples, skipped = [], []
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for class_folder in classes:
+        for path in sorted(entry for entry in class_folder.iterdir() if entry.is_file()):
+            try:
+                picture = _load(path)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                skipped.append(f"{class_folder.name}/{path.name}")
+            else:
+                examples.append(Example(picture.copy, class_folder.name, path.name))
+    if skipped:
+        log.warning("%d files are no pictures and were left out: %s", len(skipped), ", ".join(skipped[:20]))
+    check_counts(examples, [entry.name for entry in classes])
+    return examples
+
+
+def check_counts(examples: Sequence[Example], classes: Sequence[str]) -> None:
+    """
+    Every class has enough to learn from and to hold out.
+
+    Raises:
+        NotEnoughDataError: The message gives the counts.
+    """
+    counts = Counter(example.class_name for example in examples)
+    if len(classes) < 2 or any(counts[name] < LEAST_PER_CLASS for name in classes):
+        seen = ", ".join(f"{name}: {counts[name]}" for name in classes) or "no class at all"
+        raise NotEnoughDataError(
+            f"Training needs at least 2 classes with {LEAST_PER_CLASS} readable pictures each, got {seen}. "
+            "Add pictures or remove the class."
+        )
+
+
+def split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """
+    To learn from, and held out; decided for each class by the hash of the file names alone.
+
+    At least one example of each class is held out, and at least one is left.
+    """
+    ranked: dict[str, list[Example]] = {}
+    for example in sorted(examples, key=lambda one: (hashlib.sha256(one.name.encode()).hexdigest(), one.name)):
+        ranked.setdefault(example.class_name, []).append(example)
+    learn, held_out = [], []
+    for class_name in sorted(ranked):
+        mine = ranked[class_name]
+        count = min(len(mine) - 1, max(1, round(share * len(mine))))
+        held_out += mine[:count]
+        learn += mine[count:]
+    return learn, held_out
+
+
+def rendered(classes: Sequence[str], per_class: int, seed: int) -> list[Example]:
+    """Examples from the renderer, for those classes that it knows."""
+    return [
+        Example(partial(render, name, (seed, index)), name, f"rendered {seed} {name} {index}")
+        for name in classes
+        if name in BODIES
+        for index in range(per_class)
+    ]
+
+
+def train(
+    examples: Sequence[Example], recipe: Recipe | None = None, progress: Callable[[Progress], None] | None = None
+) -> TrainedModel:
+    """
+    A network trained from nothing, calibrated, and scored on pictures that it never saw.
+
+    Args:
+        examples: Two classes or more; the classes of the model are their sorted names.
+        recipe: All hyper-parameters; the default ones if none.
+        progress: Called after every step and every epoch, in the caller's thread.
+
+    Raises:
+        NotEnoughDataError: Too few examples of a class.
+    """
+    recipe, started = recipe or Recipe(), time.monotonic()
+    classes = tuple(sorted({example.class_name for example in examples}))
+    check_counts(examples, classes)
+    seed_everything(recipe.seed)
+    learn, held_out = split(examples, recipe.held_out_share)
+    learn += rendered(classes, recipe.rendered_per_class, recipe.seed)
+    fresh = network.build(len(classes), recipe.size_px, recipe.widths, recipe.dropout)
+    fit(fresh, learn, classes, recipe, held_out, progress)
+    fresh = network.fused(fresh, recipe.dropout)
+    metrics = calibrate(fresh, held_out, classes, recipe)
+    metrics |= score(fresh, held_out, classes, recipe)
+    metrics |= {
+        "counts": {
+            "learned_from": dict(Counter(example.class_name for example in learn)),
+            "held_out": dict(Counter(example.class_name for example in held_out)),
+        },
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return TrainedModel(fresh, classes, recipe, metrics)
+
+
+def seed_everything(seed: int) -> None:
+    """Make Keras and TensorFlow repeatable for the rest of this process."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def fit(
+    model: Any,
+    examples: Sequence[Example],
+    classes: Sequence[str],
+    recipe: Recipe,
+    held_out: Sequence[Example] = (),
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """
+    Teach a network, new or live, in place; it ends in logits for ``classes``, in that order.
+
+    The pixels depend on seed, epoch and the example's place alone, never on the threads.
+    """
+    import keras
+
+    pictures = [example.load() for example in examples]
+    columns = np.array([classes.index(example.class_name) for example in examples])
+    targets = np.eye(len(classes), dtype=np.float32)[columns]
+    weights = np.array([example.weight for example in examples], np.float32)
+    batch = min(recipe.batch, len(examples))
+    steps = len(examples) // batch
+    rising = 1 + recipe.epochs * steps // 10
+    schedule = keras.optimizers.schedules.CosineDecay(
+        recipe.learning_rate / 20,
+        decay_steps=recipe.epochs * steps - rising,
+        alpha=0.002,
+        warmup_target=recipe.learning_rate,
+        warmup_steps=rising,
+    )
+    model.compile(
+        keras.optimizers.AdamW(schedule, recipe.weight_decay, global_clipnorm=1.0),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
+    )
+    checks = clean_inputs(held_out, recipe)
+    truths = np.array([classes.index(example.class_name) for example in held_out])
+    started = time.monotonic()
+    report = progress or (lambda _: None)
+    for epoch in range(recipe.epochs):
+        model.reset_metrics()
+        loss = 0.0
+        for step, (rows, inputs) in enumerate(_batches(pictures, epoch, batch, steps, recipe)):
+            loss = float(model.train_on_batch(inputs, targets[rows], weights[rows]))
+            report(Progress(epoch, recipe.epochs, step, steps, time.monotonic() - started, loss))
+        right = float((forward(model, checks).argmax(axis=1) == truths).mean()) if len(checks) else None
+        report(Progress(epoch, recipe.epochs, steps, steps, time.monotonic() - started, loss, right))
+
+
+def _batches(
+    pictures: Sequence[Image.Image], epoch: int, batch: int, steps: int, recipe: Recipe
+) -> Iterator[tuple[NDArray[np.integer], NDArray[np.float32]]]:
+    preprocess = network.Preprocess(recipe.size_px)
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(len(pictures))
+
+    def one(row: int) -> NDArray[np.float32]:
+        return preprocess(augment(pictures[row], np.random.default_rng([recipe.seed, epoch, row])))
+
+    with ThreadPoolExecutor(recipe.threads) as pool:
+        parts = [order[step * batch : (step + 1) * batch] for step in range(steps)]
+        coming = [pool.map(one, part.tolist()) for part in parts[:2]]
+        for step, part in enumerate(parts):
+            inputs = np.concatenate(list(coming.pop(0)))
+            if step + 2 < steps:
+                coming.append(pool.map(one, parts[step + 2].tolist()))
+            yield part, inputs
+
+
+def clean_inputs(examples: Sequence[Example], recipe: Recipe) -> NDArray[np.float32]:
+    """Network inputs of the examples as they are, shape (N, H, W, 3)."""
+    return _inputs([example.load() for example in examples], recipe)
+
+
+def _inputs(pictures: Sequence[Image.Image], recipe: Recipe) -> NDArray[np.float32]:
+    preprocess = network.Preprocess(recipe.size_px)
+    return np.concatenate([np.zeros((0, *recipe.size_px, 3), np.float32), *(preprocess(one) for one in pictures)])
+
+
+def forward(model: Any, inputs: NDArray[np.float32], batch: int = 64) -> NDArray[np.float32]:
+    """Logits of all inputs, shape (N, K)."""
+    parts = [model.predict_on_batch(inputs[start : start + batch]) for start in range(0, len(inputs), batch)]
+    return np.concatenate(parts) if parts else np.zeros((0, model.output_shape[-1]), np.float32)
+
+
+def calibrate(model: Any, held_out: Sequence[Example], classes: Sequence[str], recipe: Recipe) -> dict[str, Any]:
+    """
+    Fold the best temperature for augmented held-out pictures into the network.
+
+    Returns:
+        The temperature and the calibration error of the judge's pictures before it.
+    """
+    pictures = [example.load() for example in held_out]
+    truths = np.array([classes.index(example.class_name) for example in held_out])
+    changed = [
+        augment(picture, np.random.default_rng([recipe.seed, recipe.epochs + turn, row]))
+        for turn in range(recipe.calibration_rounds)
+        for row, picture in enumerate(pictures)
+    ]
+    before = score(model, held_out, classes, recipe)["calibration_error"]
+    divisor = network.temperature(forward(model, _inputs(changed, recipe)), np.tile(truths, recipe.calibration_rounds))
+    network.fold_temperature(model, divisor)
+    return {"temperature": round(divisor, 4), "calibration_error_before": before}
+
+
+def score(model: Any, held_out: Sequence[Example], classes: Sequence[str], recipe: Recipe) -> dict[str, Any]:
+    """Accuracy clean, under each corruption and on rendered pictures; calibration error; confusion."""
+    truths = np.array([classes.index(example.class_name) for example in held_out])
+    postprocess = network.Postprocess(tuple(classes))
+    accuracy, confusion = {}, np.zeros((len(classes), len(classes)), int)
+    gathered, answers = [], []
+    for name, pictures in robustness.suite([example.load() for example in held_out], recipe.seed).items():
+        probabilities = postprocess.batch(forward(model, _inputs(pictures, recipe)))
+        expected = np.tile(truths, len(pictures) // len(truths))
+        accuracy[name] = round(float((probabilities.argmax(axis=1) == expected).mean()), 4)
+        np.add.at(confusion, (expected, probabilities.argmax(axis=1)), 1)
+        gathered.append(probabilities)
+        answers.append(expected)
+    clean = accuracy.pop("clean")
+    fresh = rendered(classes, 30, recipe.seed + 1)
+    right = forward(model, clean_inputs(fresh, recipe)).argmax(axis=1) == [
+        list(classes).index(example.class_name) for example in fresh
+    ]
+    return {
+        "accuracy": clean,
+        "accuracy_rendered": round(float(right.mean()), 4) if fresh else None,
+        "accuracy_corrupted": accuracy,
+        "accuracy_corrupted_mean": round(float(np.mean(list(accuracy.values()))), 4),
+        "calibration_error": {
+            "clean": round(robustness.expected_calibration_error(gathered[0], answers[0]), 4),
+            "corrupted": round(
+                robustness.expected_calibration_error(np.concatenate(gathered[1:]), np.concatenate(answers[1:])), 4
+            ),
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
+def save(trained: TrainedModel, folder: Path) -> None:
+    """
+    Write ``config.json``, ``metadata.json``, ``model.weights.h5`` and ``card.json``: plain files, no pickle.
+
+    The folder appears, or is replaced, only once all of it is written.
+    """
+    import keras
+    import tensorflow as tf
+
+    versions = {"celestial_backend": __version__, "keras": keras.__version__, "tensorflow": tf.__version__}
+    card = {
+        "classes": trained.classes,
+        "size_px": trained.recipe.size_px,
+        "metrics": trained.metrics,
+        "recipe": asdict(trained.recipe),
+        "versions": versions | {"numpy": np.__version__, "python": platform.python_version()},
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        written = Path(place) / "model"
+        trained.network.save(written, zipped=False, include_optimizer=False)
+        shutil.rmtree(written / "assets", ignore_errors=True)
+        (written / network.CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+        if folder.exists():
+            folder.rename(Path(place) / "old")
+        written.rename(folder)
