@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from fnmatch import fnmatch
 from ipaddress import collapse_addresses, ip_address, ip_network
 from pathlib import Path
@@ -24,7 +25,6 @@ import yaml
 from backend_server import REPOSITORY, ServerProcess, free_port, plain_environ
 from label_studio import VERSION, label_studio_program
 
-from celestial_backend.server import STOP_S
 from celestial_backend.settings import Settings
 
 UNSET = {"PATH": os.defpath}
@@ -126,6 +126,8 @@ def test_all_state_is_on_the_volume() -> None:
 
 def test_gunicorn_serves_without_preload_and_takes_the_signals() -> None:
     """TensorFlow hangs after a fork, so the app is not preloaded; gunicorn replaces the shell and gets SIGTERM."""
+    from celestial_backend.server import STOP_S
+
     shell, flag, command = json.loads(arguments("CMD")[0])
     assert (shell, flag) == ("sh", "-c")
     assert command.startswith("exec gunicorn ")
@@ -378,6 +380,14 @@ def test_the_backend_can_read_its_settings(tmp_path: Path, given: dict[str, str]
     assert read.label_studio_url == "http://label-studio:8080"
     assert read.label_studio_api_key == given.get("LABEL_STUDIO_API_KEY")
     assert (read.log_level, read.workers) == (given.get("LOG_LEVEL", "INFO"), int(given.get("WORKERS", "1")))
+
+
+def test_every_setting_can_be_made_in_env() -> None:
+    """Each setting is the image's, the compose file's, or can be given in .env; those that name a file need a mount."""
+    need_mount = {"CELESTIAL_BENTOMODEL", "CELESTIAL_DATA_FOLDER", "LOCAL_FILES_DOCUMENT_ROOT"}
+    fixed = {"PORT", "LABEL_STUDIO_URL", "CELESTIAL_LABEL_STUDIO_DATA"} | set(image_environ())
+    for variable in {field.metadata["variable"] for field in fields(Settings)} - need_mount - fixed:
+        assert environment("backend", {variable: "given"})[variable] == "given"
 
 
 def test_the_backend_reads_label_studios_pictures_and_nothing_else_of_it() -> None:
