@@ -1,0 +1,353 @@
+"""
+Label config ↔ model classes, both ways.
+
+`ChoiceMap.from_config` reads a label config once: which Choices are on which Image,
+under which key a task keeps that picture, and which choice stands for which class.
+Then `prediction` turns probabilities into regions, and `classes_of` turns the regions
+of an annotation back into classes. A *choice* is Label Studio's word, spelled as the
+config spells it (its alias, or else its value); a *class* is the model's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from textwrap import shorten
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from xml.parsers import expat
+
+from celestial_backend.errors import FetchError, LabelConfigError, ModelError
+
+DEFAULT_THRESHOLD = 0.5
+MAX_MESSAGE_CHARS = 400  # it may become the reason phrase of an HTTP status line
+_EXACT, _LOOSE = (0, 2, 3), (1, 4, 5)  # ranks of predicted_values, label and value; the lowest wins a class
+_DATA_KEY = re.compile(r"\$([^, {}]+)")  # the SDK's rule; braces are a Repeater's, and no task has such a key
+_REASONS_TO_SKIP = {"model_skip": "the config says so", "perRegion": "it belongs to regions",
+                    "perItem": "it belongs to the items of a list", "allowNested": "its choices are paths"}
+
+
+@dataclass(frozen=True)
+class ChoiceControl:
+    """
+    One Choices tag that the model serves.
+
+    Attributes:
+        data_key: Where a task keeps the picture: "image", or dotted, "data.image.url".
+        threshold: The least probability to be predicted, or None if the config gives none.
+        choices: All choices on offer, in the config's order and spelling.
+        choice_of: Class -> choice, at least one, in the model's order.
+        class_of: Choice -> class, the way back; of several classes the choice's namesake.
+    """
+
+    from_name: str
+    to_name: str
+    data_key: str
+    multiple: bool
+    threshold: float | None
+    choices: tuple[str, ...]
+    choice_of: Mapping[str, str] = field(hash=False)
+    class_of: Mapping[str, str] = field(hash=False)
+
+    def choose(self, probability_of: Mapping[str, float]) -> tuple[list[str], float]:
+        """Return the choices to predict, best first, none to abstain, and the best probability."""
+        ranked = sorted(self.choice_of, key=lambda name: -probability_of[name])
+        least = DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+        chosen = [name for name in ranked if probability_of[name] >= least]
+        if not chosen and self.threshold is None:
+            chosen = ranked[:1]
+        choices = list(dict.fromkeys(self.choice_of[name] for name in chosen))
+        return choices if self.multiple else choices[:1], probability_of[ranked[0]]
+
+
+@dataclass(frozen=True)
+class ChoiceMap:
+    """
+    The choices of a label config, matched with the classes of a model.
+
+    Never changes after it is made; any number of threads may share it.
+
+    Attributes:
+        classes: The model's classes, in the order of its probabilities.
+        controls: The Choices tags that the model serves, at least one.
+        warnings: Sentences about what the model will not predict, for the log.
+    """
+
+    classes: tuple[str, ...]
+    controls: tuple[ChoiceControl, ...]
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def from_config(cls, label_config: str, classes: Sequence[str]) -> ChoiceMap:
+        """
+        The map for a label config and the classes of a model; the last few are remembered.
+
+        Raises:
+            LabelConfigError: The config is not XML, has no Choices on an Image that can be
+                served, or none of its choices is a class. One line, at most 400 characters.
+        """
+        if not isinstance(label_config, str):
+            raise LabelConfigError(f"The label config must be XML text, got {type(label_config).__name__}.")
+        return _choice_map(label_config, tuple(classes))
+
+    @property
+    def data_keys(self) -> tuple[str, ...]:
+        """The keys under which a task keeps the pictures, each once, in the config's order."""
+        return tuple(dict.fromkeys(control.data_key for control in self.controls))
+
+    @staticmethod
+    def value_of(task_data: Mapping[str, Any], data_key: str) -> object:
+        """
+        What a task holds under a key; a literal key with dots goes before a path.
+
+        Raises:
+            FetchError: The task has no such key.
+        """
+        known = task_data if isinstance(task_data, Mapping) else {}
+        value: object = known
+        for part in [data_key] if data_key in known else data_key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                raise FetchError(f"The task has no data key {_short(data_key)} that the label config names; "
+                                 f"it has {_some(map(str, known))}.")
+            value = value[part]
+        return value
+
+    def prediction(self, probabilities: Mapping[str, Sequence[float]]) -> tuple[list[dict[str, Any]], float]:
+        """
+        The regions of one task, and its score.
+
+        Args:
+            probabilities: Data key -> K probabilities in the order of `classes`; a control
+                whose key is absent says nothing. What is not a number counts as 0.
+
+        Returns:
+            One region per control that does not abstain, and the task's score, 0 to 1. A
+            control's score is the probability of its best class as the model gave it,
+            whether said or not; the task's is the lowest of them, and 0 without any.
+
+        Raises:
+            ModelError: A row has not one probability per class.
+        """
+        regions: list[dict[str, Any]] = []
+        scores: list[float] = []
+        for number, control in enumerate(self.controls, 1):
+            row = probabilities.get(control.data_key)
+            if row is None:
+                continue
+            if len(row) != len(self.classes):
+                raise ModelError(f"The model gave {len(row)} probabilities for its {len(self.classes)} classes.")
+            chosen, score = control.choose(dict(zip(self.classes, map(_probability, row), strict=True)))
+            scores.append(score)
+            if chosen:
+                regions.append({"id": f"choice-{number}", "from_name": control.from_name, "to_name": control.to_name,
+                                "type": "choices", "value": {"choices": chosen}, "score": score})
+        return regions, min(scores, default=0.0)
+
+    def classes_of(self, result: object) -> dict[str, list[str]]:
+        """
+        The classes that the regions of an annotation name, by control (`from_name`).
+
+        A choice that stands for no class is returned as it is, a new class. Regions of other
+        controls or objects, and those without a choice, are passed over.
+        """
+        controls = {(control.from_name, control.to_name): control for control in self.controls}
+        found: dict[str, list[str]] = {}
+        for region in result if isinstance(result, list) else ():
+            try:
+                control = controls[region["from_name"], region["to_name"]]
+                choices = region["value"]["choices"]
+            except (KeyError, TypeError):  # another kind of region
+                continue
+            for choice in choices if isinstance(choices, list) else ():
+                if isinstance(choice, str) and choice:
+                    found.setdefault(control.from_name, []).append(control.class_of.get(choice, choice))
+        return {from_name: list(dict.fromkeys(names)) for from_name, names in found.items()}
+
+
+class _Choice(NamedTuple):
+    label: str
+    value: str
+    predicted: tuple[str, ...]
+
+
+class _Tag(NamedTuple):
+    attributes: Mapping[str, str]
+    choices: list[_Choice]
+
+    def get(self, key: str) -> str:
+        """Return an attribute, also if spelled in lower case as the editor allows; "" without it."""
+        return (self.attributes.get(key) or self.attributes.get(key.lower()) or "").strip()
+
+
+@lru_cache(maxsize=32)
+def _choice_map(label_config: str, classes: tuple[str, ...]) -> ChoiceMap:
+    tags, images = _read(label_config)
+    controls: dict[str, ChoiceControl] = {}
+    warnings: list[str] = []
+    offered: dict[str, None] = {}
+    for tag in tags:
+        name = tag.attributes["name"]
+        to_name, data_key, reason = _image_of(tag, images)
+        if reason or name in controls:
+            warnings.append(f"Control {_short(name)} is skipped: {reason or 'another control has its name'}.")
+            continue
+        offered.update((choice.label, None) for choice in tag.choices)
+        control, remarks = _control(tag, to_name, data_key, classes)
+        warnings += [f"Control {_short(name)}: {remark}." for remark in remarks]
+        if control.choice_of:
+            controls[name] = control
+    if not controls and offered:
+        raise LabelConfigError(f"None of the choices {_some(offered)} is a class of the model {_some(classes)}. "
+                               "Rename a choice or add predicted_values.")
+    if not controls:
+        message = " ".join(["The label config has no Choices on an Image that the model can serve.", *warnings])
+        raise LabelConfigError(shorten(message, MAX_MESSAGE_CHARS, placeholder=" ..."))
+    lost = [name for name in classes if not any(name in control.choice_of for control in controls.values())]
+    if lost:
+        warnings.append(f"No choice stands for the classes {_some(lost)}, so they are never predicted.")
+    return ChoiceMap(classes, tuple(controls.values()), tuple(warnings))
+
+
+def _read(label_config: str) -> tuple[list[_Tag], dict[str, Mapping[str, str]]]:
+    """
+    Return the Choices tags, and the attributes of the Image tags by name.
+
+    Reads as Label Studio's LabelInterface does: a control has a name and a toName, tag names
+    are case-sensitive, and a Choice belongs to the nearest control around it.
+    """
+    tags: list[_Tag] = []
+    images: dict[str, Mapping[str, str]] = {}
+    around: list[_Tag | None] = [None]  # for each open element, the control that it lies in
+
+    def start(element: str, attributes: dict[str, str]) -> None:
+        control = around[-1]
+        if attributes.get("name") and attributes.get("toName"):
+            control = _Tag(attributes, [])
+            if element == "Choices":
+                tags.append(control)
+        elif element == "Image" and attributes.get("name"):
+            images[attributes["name"]] = attributes
+        elif element == "Choice" and control is not None and (attributes.get("alias") or attributes.get("value")):
+            label = attributes.get("alias") or attributes["value"]
+            predicted = tuple(part.strip() for part in attributes.get("predicted_values", "").split(","))
+            control.choices.append(_Choice(label, attributes.get("value", ""), predicted))
+        around.append(control)
+
+    def refuse_entity(*_: object) -> None:
+        raise LabelConfigError("The label config declares an XML entity, which is refused. Write the text out.")
+
+    parser = expat.ParserCreate()  # fetches nothing, and no entity gets past its declaration
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda _: around.pop()
+    parser.EntityDeclHandler = refuse_entity
+    try:
+        parser.Parse(label_config.strip("\ufeff \t\r\n"), True)
+    except (expat.ExpatError, ValueError) as error:  # ValueError: a text that UTF-8 cannot hold
+        raise LabelConfigError(f"The label config is not readable XML: {error}.") from error
+    return tags, images
+
+
+def _image_of(tag: _Tag, images: Mapping[str, Mapping[str, str]]) -> tuple[str, str, str]:
+    """Return the name and data key of a Choices tag's Image (the first), and the reason to skip the tag, or ""."""
+    for key, reason in _REASONS_TO_SKIP.items():
+        if tag.get(key).lower() == "true":
+            return "", "", f"{reason} ({key})"
+    if tag.get("value").startswith("$") or tag.get("apiUrl"):
+        return "", "", "its choices come from the task (dynamic)"
+    if not tag.choices:
+        return "", "", "it offers no choice"
+    to_names = tag.attributes["toName"].split(",")
+    found = [name for name in to_names if name in images]
+    for name in found:
+        match = _DATA_KEY.fullmatch(images[name].get("value", ""))
+        if match and not images[name].get("valueList"):
+            return name, match[1], ""
+    if found:
+        return "", "", f"the Image {_short(found[0])} shows a list (valueList) or has no value of the form $key"
+    return "", "", f"no Image is among its toName {_some(to_names)}"
+
+
+def _control(tag: _Tag, to_name: str, data_key: str, classes: tuple[str, ...]) -> tuple[ChoiceControl, list[str]]:
+    """Return a control, matched with the classes, and what is worth a warning."""
+    choice_of, remarks = _match(tag.choices, classes)
+    class_of: dict[str, str] = {}
+    for name in sorted(choice_of, key=lambda name: (name != choice_of[name], _loose(name) != _loose(choice_of[name]))):
+        class_of.setdefault(choice_of[name], name)
+    choices = tuple(dict.fromkeys(choice.label for choice in tag.choices))
+    unused = [choice for choice in choices if choice not in class_of]
+    if unused:
+        remarks.append(f"the model never predicts the choices {_some(unused)}")
+    threshold: float | None = None
+    text = tag.get("model_score_threshold")
+    try:
+        threshold = float(text) if text else None
+    except ValueError:
+        threshold = -1.0
+    if threshold is not None and not 0 <= threshold <= 1:
+        remarks.append(f"model_score_threshold must be a number from 0 to 1, got {_short(text)}; it is ignored")
+        threshold = None
+    return ChoiceControl(tag.attributes["name"], to_name, data_key, tag.get("choice") == "multiple", threshold, choices,
+                         MappingProxyType(choice_of), MappingProxyType(class_of)), remarks
+
+
+def _match(choices: Sequence[_Choice], classes: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """
+    Return class -> choice, and a remark on every class that several choices claim.
+
+    A class looks for its choice by `predicted_values`, exactly and then without regard to
+    case and blanks; by label exactly; by the value behind an alias exactly; by label and
+    then by value without regard to case and blanks. The first choice found has it.
+    """
+    claims: dict[tuple[int, str], dict[str, None]] = {}
+    for label, value, predicted in choices:
+        for rank, names in enumerate((predicted, (label,), (value,))):
+            for name in filter(str.strip, names):
+                claims.setdefault((_EXACT[rank], name), {})[label] = None
+                claims.setdefault((_LOOSE[rank], _loose(name)), {})[label] = None
+    rivals: dict[str, list[dict[str, None]]] = {}
+    for name in classes:
+        found = [claims.get((rank, name if rank in _EXACT else _loose(name)), {}) for rank in range(6)]
+        if any(found):
+            rivals[name] = [labels for labels in found if labels]
+    choice_of = {name: next(iter(found[0])) for name, found in rivals.items()}
+    taken = set(choice_of.values())
+    remarks = []
+    for name, (best, *others) in rivals.items():
+        losers = [*list(best)[1:], *(label for labels in others for label in labels if label not in taken)]
+        if losers:
+            remarks.append(f"several choices claim the class {_short(name)}; {_short(choice_of[name])} has it, "
+                           f"not {_some(dict.fromkeys(losers))}")
+    return choice_of, remarks
+
+
+def _loose(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+
+
+def _probability(value: object) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return 0.0 if math.isnan(number) else min(max(number, 0.0), 1.0)
+
+
+def _short(name: str) -> str:
+    """Return a name for a message: quoted, on one line, at most 40 characters."""
+    text = repr(name)
+    return text if len(text) <= 40 else f"{text[:36]}...{text[0]}"
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return names for a message: the first few, at most 140 characters."""
+    shown: list[str] = []
+    for name in names:
+        if sum(len(text) + 2 for text in shown) + len(_short(name)) > 130:
+            shown.append("...")
+            break
+        shown.append(_short(name))
+    return f"[{', '.join(shown)}]"
