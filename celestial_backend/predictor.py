@@ -20,7 +20,7 @@ from celestial_backend.store import ModelStore
 
 logger = logging.getLogger(__name__)
 
-CLASSES_WAIT_S = 2.0  # Label Studio gives /setup three seconds
+CHECK_S = 1.5  # Label Studio gives /setup three seconds, and the machine may be busy with TensorFlow
 
 Inputs = dict[str, NDArray[np.float32]]  # data key -> prepared picture, shape (1, *input_shape)
 
@@ -39,15 +39,15 @@ class Predictor:
         """
         Refuse a label config that the live model cannot serve; log once what it serves only in part.
 
-        Waits at most two seconds for a model whose classes are not known yet, then lets the
-        config pass: Label Studio gives /setup three seconds, and `predict` checks again.
+        A model whose classes are not known in time lets the config pass; `predict` checks again.
 
         Raises:
             LabelConfigError: No choice is a class of the model; the message holds both lists.
             ModelError: The model cannot be served.
         """
+        started = time.monotonic()
         tag = self._store.live_tag()
-        classes = self._store.classes(tag, CLASSES_WAIT_S)
+        classes = self._store.classes(tag, max(0.0, started + CHECK_S - time.monotonic()))
         if classes is None:
             logger.info("The classes of %s are not known before it is loaded; the label config is not checked", tag)
             return
