@@ -20,7 +20,7 @@ from celestial_backend.wiring import Services
 
 logger = logging.getLogger(__name__)
 
-ROUTES = {"health", "_setup", "_predict", "webhook", "metrics"}  # the SDK's names of what is served
+PATHS = {"/", "/health", "/metrics", "/setup", "/predict", "/webhook"}  # one generation of the SDK has more
 REASON_LENGTH = 400  # characters of a status line's reason phrase
 
 
@@ -64,8 +64,8 @@ def _authorize(settings: Settings) -> Response | None:
 
 def _check(services: Services) -> Any:
     """Refuse what Label Studio does not send, before the SDK's views trip over it."""
-    if request.endpoint is not None and request.endpoint not in ROUTES:
-        raise NotFound  # what only one generation of the SDK has
+    if request.path not in PATHS:
+        raise NotFound
     if request.path not in protocol.REQUESTS or request.method != "POST":
         return None
     body: Any = request.get_json(force=True, silent=True)

@@ -10,6 +10,7 @@ errors leave the SDK's views as they were raised.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import tempfile
@@ -95,6 +96,7 @@ def make_app(model_class: type[StatelessModel], events: tuple[str, ...]) -> Flas
         model_class: Made anew for every request.
         events: Names of the webhook events that reach ``fit``.
     """
+    logging.getLogger("label_studio_ml").setLevel(logging.INFO)  # at DEBUG its views log what /setup brings
     sys.modules.pop("label_studio_ml.api", None)
     api: Any = importlib.import_module("label_studio_ml.api")
     if GENERATION == 1:

@@ -1,0 +1,441 @@
+"""The four endpoints, as Label Studio calls them; the same on every generation of label-studio-ml."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backend_server import BODIES, label_config
+from flask.testing import FlaskClient
+from label_studio_sdk.label_interface import LabelInterface
+
+from celestial_backend.app import create_app
+from celestial_backend.classifier import Classifier
+from celestial_backend.renderer import render
+from celestial_backend.settings import Settings
+from celestial_backend.wiring import Services, build
+
+MARS_ONLY = label_config(["Mars", "Moon base"])
+PROJECT = "7.1795374408"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Originals of one picture per body, a model store and a state folder."""
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "originals").mkdir()
+    for body in BODIES:
+        render(body, 21).save(folder / "originals" / f"{body}.png")
+    return folder
+
+
+@pytest.fixture
+def settings(folder: Path, tmp_path: Path) -> Settings:
+    return Settings(bentoml_home=tmp_path / "bentoml", model_dir=tmp_path, data_folder=folder / "originals")
+
+
+@pytest.fixture
+def services(settings: Settings) -> Services:
+    return build(settings)
+
+
+@pytest.fixture
+def client(services: Services) -> FlaskClient:
+    return create_app(services).test_client()
+
+
+def tasks_of(bodies: Any) -> list[dict[str, Any]]:
+    return [
+        {"id": 100 + i, "data": {"image": f"/data/upload/7/0123abcd-{body}.png"}} for i, body in enumerate(bodies)
+    ]
+
+
+def predict(client: FlaskClient, tasks: list[Any], config: str = label_config(), **more: Any) -> Any:
+    body = {"tasks": tasks, "label_config": config, "project": PROJECT, "params": {"context": None}} | more
+    return client.post("/predict", json=body)
+
+
+def setup(client: FlaskClient, config: str = label_config(), **more: Any) -> Any:
+    return client.post("/setup", json={"project": PROJECT, "schema": config, "extra_params": None} | more)
+
+
+def event(action: str, **project: Any) -> dict[str, Any]:
+    return {"action": action, "project": {"id": 7, "label_config": label_config()} | project}
+
+
+def test_health_says_up_and_nothing_of_the_server(client: FlaskClient, settings: Settings) -> None:
+    """Label Studio wants JSON with a 2xx; no path stands in it."""
+    answer = client.get("/health")
+    assert answer.status_code == 200
+    assert answer.json == {"status": "UP", "model_class": "CelestialBodiesBackend"}
+    assert client.get("/").json == answer.json
+
+
+def test_setup_tells_the_tag_that_predictions_carry(client: FlaskClient, services: Services) -> None:
+    """One version string everywhere: Label Studio stores another copy at every call otherwise."""
+    version = setup(client).json["model_version"]
+    assert version == services.store.live_tag()
+    assert {one["model_version"] for one in predict(client, tasks_of(BODIES)).json["results"]} == {version}
+
+
+@pytest.mark.parametrize("extra", [None, "", '{"threshold": 0.5}', {"a": 1}])
+def test_setup_takes_every_form_of_extra_params(client: FlaskClient, extra: Any) -> None:
+    """The UI sends JSON text, the API an object, some calls null."""
+    assert setup(client, extra_params=extra, hostname="http://ls", access_token="t").status_code == 200  # noqa: S106
+
+
+def test_predictions_stand_in_the_order_of_their_tasks(client: FlaskClient) -> None:
+    """Every body is recognised in its own place, in whatever order the tasks come."""
+    for bodies in (BODIES, BODIES[::-1], [*BODIES[4:], *BODIES[:4]]):
+        results = predict(client, tasks_of(bodies)).json["results"]
+        assert [one["result"][0]["value"]["choices"] for one in results] == [[body] for body in bodies]
+
+
+def test_a_prediction_is_what_label_studio_accepts(client: FlaskClient) -> None:
+    """Label Studio's own validation finds no fault, and score is the model's probability of the choice."""
+    interface = LabelInterface(label_config())
+    for one in predict(client, tasks_of(BODIES)).json["results"]:
+        assert interface.validate_prediction(one, return_errors=True) == []
+        region = one["result"][0]
+        assert (region["from_name"], region["to_name"], region["type"]) == ("choice", "image", "choices")
+        assert region["id"]
+        assert 0 <= one["score"] <= 1
+
+
+def test_the_score_is_the_models_own_probability(client: FlaskClient, services: Services) -> None:
+    """Fewer choices do not make the model surer: the score is not spread anew over what is offered."""
+    model = services.store.current()
+    row = model.probabilities(model.prepare(render("Mars", 21)))[0]
+    one = predict(client, tasks_of(["Mars"]), label_config(["Mars", "Venus"])).json["results"][0]
+    assert one["score"] == pytest.approx(row[model.classes.index("Mars")], abs=1e-6)
+    other = predict(client, tasks_of(["Mars"]), label_config(["Venus", "Earth"])).json["results"][0]
+    assert other["result"][0]["value"]["choices"][0] in ("Venus", "Earth")
+    assert other["score"] == pytest.approx(max(row[model.classes.index(name)] for name in ("Venus", "Earth")), abs=1e-6)
+
+
+def test_two_pictures_of_a_task_are_each_looked_at(client: FlaskClient) -> None:
+    """A config with two images and two Choices gets a region for each, from its own picture."""
+    choices = "".join(f'<Choice value="{body}"/>' for body in BODIES)
+    config = (
+        '<View><Image name="a" value="$left"/><Image name="b" value="$right"/>'
+        f'<Choices name="one" toName="a">{choices}</Choices><Choices name="two" toName="b">{choices}</Choices></View>'
+    )
+    data = {"left": "/data/upload/7/0123abcd-Saturn.png", "right": "/data/upload/7/0123abcd-Earth.png"}
+    (one,) = predict(client, [{"id": 1, "data": data}], config).json["results"]
+    assert {r["from_name"]: r["value"]["choices"] for r in one["result"]} == {"one": ["Saturn"], "two": ["Earth"]}
+
+
+def test_a_task_that_fails_costs_no_other_its_prediction(
+    client: FlaskClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`[]` in its own place, a log line with its id and the reason, everybody else predicted."""
+    text = base64.b64encode(b"I am no picture").decode()
+    tasks = tasks_of(BODIES)
+    tasks[1]["data"] = {"image": f"data:image/jpeg;base64,{text}"}
+    tasks[3]["data"] = {"picture": "/data/upload/7/0123abcd-Mars.png"}
+    tasks[5] = "garbage"  # type: ignore[call-overload]
+    tasks[7]["data"] = {"image": None}
+    tasks[8] = {"id": 108}
+    with caplog.at_level(logging.WARNING):
+        results = predict(client, tasks).json["results"]
+    failed = [i for i, one in enumerate(results) if one == []]
+    assert failed == [1, 3, 5, 7, 8]
+    assert [one["result"][0]["value"]["choices"][0] for one in results if one] == [
+        body for i, body in enumerate(BODIES) if i not in failed
+    ]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Task ")]
+    assert sorted(line.split(":")[0] for line in lines) == [
+        "Task 101", "Task 103", "Task 107", "Task 108", "Task without an id",
+    ]  # fmt: skip
+    assert not any("Traceback" in record.getMessage() or record.exc_info for record in caplog.records)
+
+
+def test_an_unforeseen_failure_of_one_task_is_its_own(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What nobody foresaw is logged with its traceback, and the other tasks are predicted all the same."""
+    prepare = Classifier.prepare
+
+    def broken(self: Classifier, picture: Any) -> Any:
+        if picture.getpixel((0, 0)) == (255, 0, 255):
+            raise ZeroDivisionError
+        return prepare(self, picture)
+
+    monkeypatch.setattr(Classifier, "prepare", broken)
+    pink = io.BytesIO()
+    picture = render("Mars", 21)
+    picture.putpixel((0, 0), (255, 0, 255))
+    picture.save(pink, "PNG")
+    tasks = tasks_of(["Venus", "Mars"])
+    tasks[1]["data"]["image"] = "data:image/png;base64," + base64.b64encode(pink.getvalue()).decode()
+    results = predict(client, tasks).json["results"]
+    assert results[1] == []
+    assert results[0]["result"][0]["value"]["choices"] == ["Venus"]
+    assert any(record.exc_info for record in caplog.records)
+
+
+def test_a_model_that_gives_no_numbers_stores_nothing(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of NaN would lose Label Studio's whole batch; it becomes `[]`."""
+
+    def probabilities(self: Classifier, batch: np.ndarray) -> np.ndarray:
+        rows = np.full((len(batch), len(self.classes)), 0.1)
+        rows[0] = np.nan
+        return rows
+
+    monkeypatch.setattr(Classifier, "probabilities", probabilities)
+    results = predict(client, tasks_of(["Venus", "Mars"])).json["results"]
+    assert results[0] == []
+    assert results[1]["score"] == pytest.approx(0.1)
+
+
+def test_no_tasks_give_no_results(client: FlaskClient) -> None:
+    """An empty batch is answered by an empty list."""
+    assert predict(client, []).json["results"] == []
+
+
+def test_a_process_predicts_before_it_was_set_up(services: Services) -> None:
+    """/setup may have gone to another worker: nothing is kept from one request to the next."""
+    first, second = create_app(services).test_client(), create_app(services).test_client()
+    setup(first, MARS_ONLY)
+    (one,) = predict(second, tasks_of(["Earth"])).json["results"]
+    assert one["result"][0]["value"]["choices"] == ["Earth"]
+
+
+def test_requests_side_by_side_keep_to_their_own_config(client: FlaskClient, services: Services) -> None:
+    """Two projects at the same moment each get choices of their own label config."""
+    seen: dict[str, set[str]] = {"Mars": set(), "Earth": set()}
+    app = create_app(services)
+
+    def ask(choice: str) -> None:
+        own = app.test_client()
+        for _ in range(10):
+            for one in predict(own, tasks_of(BODIES), label_config([choice, "none"])).json["results"]:
+                seen[choice].add(one["result"][0]["value"]["choices"][0])
+
+    threads = [threading.Thread(target=ask, args=(choice,)) for choice in seen]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"Mars": {"Mars"}, "Earth": {"Earth"}}
+
+
+def test_setup_refuses_a_config_without_a_class(client: FlaskClient) -> None:
+    """The reason phrase is what Label Studio shows to the person who connects the model: it holds both lists."""
+    answer = setup(client, label_config(["cat", "dog"]))
+    assert answer.status_code == 422
+    assert answer.status.startswith("422 None of the choices ['cat', 'dog'] is a class of the model ['Earth', 'Jupiter'")
+    assert answer.json["detail"].startswith("None of the choices")
+
+
+@pytest.mark.parametrize("config", ["<View></View>", "", "<View", label_config(["Erde\nÖ", "Мир"])])
+def test_a_reason_phrase_is_one_line_of_ascii(client: FlaskClient, config: str) -> None:
+    """A status line with a line break or a foreign letter would break the answer."""
+    answer = setup(client, config)
+    assert answer.status_code == 422
+    assert answer.status.isascii()
+    assert answer.status.isprintable()
+
+
+def test_what_is_only_partly_served_is_told_once(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    """A choice that can never be predicted is named in the log at the first /setup, not at every one."""
+    with caplog.at_level(logging.WARNING):
+        assert setup(client, MARS_ONLY).status_code == 200
+        told = [record.getMessage() for record in caplog.records]
+        setup(client, MARS_ONLY)
+        predict(client, tasks_of(["Mars"]), MARS_ONLY)
+    assert any("Moon base" in line for line in told)
+    assert [record.getMessage() for record in caplog.records] == told
+
+
+@pytest.mark.parametrize("action", ["TASKS_CREATED", "PROJECT_UPDATED", "NEVER_HEARD_OF"])
+def test_events_of_no_interest_are_waved_through(client: FlaskClient, action: str) -> None:
+    """Label Studio sends every event of a project; those that train nothing get a 2xx."""
+    answer = client.post("/webhook", json=event(action))
+    assert answer.status_code == 200
+    assert answer.json == {"status": "Unknown event"}
+
+
+@pytest.mark.parametrize(
+    "action",
+    ["START_TRAINING", "ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"],
+)
+def test_training_events_reach_fit(client: FlaskClient, action: str) -> None:
+    """Label Studio's names, plural ones included, arrive in `fit`, also for a config that matches nothing."""
+    answer = client.post("/webhook", json=event(action, label_config=label_config(["cat"])))
+    assert answer.status_code == 201
+    assert answer.json["status"] == "ok"
+    assert answer.json["result"]["event"] == action
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sentence"),
+    [
+        pytest.param("/predict", {"label_config": "x"}, "tasks: Field required", id="no tasks"),
+        pytest.param("/predict", {"tasks": 3, "label_config": "x"}, "tasks: Input should be a valid list", id="no list"),
+        pytest.param("/predict", {"tasks": []}, "label_config: Field required", id="no config"),
+        pytest.param("/predict", [], "must be a JSON object, got list", id="a list"),
+        pytest.param("/setup", {"project": "1.2"}, "schema: Field required", id="no schema"),
+        pytest.param("/setup", {"project": {}, "schema": "x"}, "project: Input should be a valid string", id="project"),
+        pytest.param("/webhook", {"project": {"id": 1}}, 'must name its event in "action"', id="no action"),
+        pytest.param("/webhook", {"action": "START_TRAINING"}, "project: Field required", id="no project"),
+        pytest.param("/webhook", {"action": "START_TRAINING", "project": {"id": "x"}}, "project.id:", id="bad id"),
+    ],
+)
+def test_a_malformed_body_gets_a_sentence(client: FlaskClient, path: str, body: Any, sentence: str) -> None:
+    """4xx with the key that is wrong, in the body and in the status line."""
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400
+    assert sentence in answer.json["detail"]
+    assert sentence in answer.status
+
+
+@pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"null"])
+def test_what_is_no_json_gets_a_sentence(client: FlaskClient, path: str, data: bytes) -> None:
+    """Bytes that are no JSON object are the sender's fault, and are told so."""
+    answer = client.post(path, data=data, content_type="application/json")
+    assert answer.status_code == 400
+    assert "must be a JSON object" in answer.json["detail"]
+
+
+def test_params_cannot_reach_into_the_sdk(client: FlaskClient) -> None:
+    """Whatever stands in `params`, null included, the tasks of the body are those that are predicted."""
+    for params in (None, {"tasks": [], "project": "x", "login": "a"}, {"context": {"result": []}}):
+        assert len(predict(client, tasks_of(["Mars"]), params=params).json["results"]) == 1
+    assert predict(client, tasks_of(["Mars"]), params=[1]).status_code == 400
+
+
+def test_only_the_protocols_routes_are_served(client: FlaskClient) -> None:
+    """Old routes of one SDK generation are as absent as unknown ones; a wrong method names the right one."""
+    for path in ("/train", "/is_training", "/versions", "/nowhere"):
+        assert client.post(path, json={}).status_code == 404
+    wrong = client.get("/predict")
+    assert wrong.status_code == 405
+    assert "POST" in wrong.headers["Allow"]
+
+
+def test_an_unforeseen_failure_shows_a_request_id_and_no_traceback(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client gets an id, the log the traceback under the same id."""
+
+    def broken(*_: Any) -> Any:
+        raise FileNotFoundError(2, "No such file", "/root/secret/place")
+
+    monkeypatch.setattr("celestial_backend.predictor.Predictor.predict", broken)
+    answer = predict(client, tasks_of(["Mars"]))
+    assert answer.status_code == 500
+    assert "Traceback" not in answer.text
+    assert "secret" not in answer.text
+    request_id = answer.json["request_id"]
+    assert answer.headers["X-Request-ID"] == request_id
+    logged = [record for record in caplog.records if request_id in record.getMessage() and record.exc_info]
+    assert len(logged) == 1
+
+
+def test_a_model_that_is_gone_is_told_in_setup_and_predict(settings: Settings) -> None:
+    """503 with what to set; the process goes on."""
+    client = create_app(build(replace(settings, model="celestial_bodies_classifier_model:gone"))).test_client()
+    for answer in (setup(client), predict(client, tasks_of(["Mars"]))):
+        assert answer.status_code == 503
+        assert "Set CELESTIAL_MODEL" in answer.status
+        assert "Traceback" not in answer.text
+    assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/metrics", "/setup", "/predict", "/webhook", "/nowhere"])
+def test_basic_auth_guards_every_route(services: Services, path: str) -> None:
+    """Without, with wrong and with other credentials nothing is told; with the right ones all is as ever."""
+    guarded = replace(services, settings=replace(services.settings, basic_auth_user="ü", basic_auth_pass="p:w"))
+    client = create_app(guarded).test_client()
+    send = client.get if path in ("/health", "/", "/metrics", "/nowhere") else client.post
+    wrong: list[dict[str, Any]] = [
+        {}, {"auth": ("ü", "wrong")}, {"auth": ("someone", "p:w")},
+        {"headers": {"Authorization": "Bearer p:w"}}, {"headers": {"Authorization": "Basic !!"}},
+    ]  # fmt: skip
+    for given in wrong:
+        answer = send(path, **given)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Basic")
+        assert "model_class" not in answer.text
+    right = {"Authorization": "Basic " + base64.b64encode("ü:p:w".encode()).decode()}
+    assert send(path, headers=right).status_code != 401
+
+
+def test_a_webhook_gets_through_basic_auth_with_a_header(services: Services) -> None:
+    """Label Studio's events carry no basic auth by themselves; a header set on the webhook does."""
+    guarded = replace(services, settings=replace(services.settings, basic_auth_user="u", basic_auth_pass="p"))
+    client = create_app(guarded).test_client()
+    assert client.post("/webhook", json=event("START_TRAINING")).status_code == 401
+    right = {"Authorization": "Basic " + base64.b64encode(b"u:p").decode()}
+    assert client.post("/webhook", json=event("START_TRAINING"), headers=right).status_code == 201
+
+
+def test_batch_size_bounds_the_forward_pass(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CELESTIAL_BATCH_SIZE pictures go through the network at once, and no more."""
+    sizes: list[int] = []
+    plain = Classifier.probabilities
+
+    def counted(self: Classifier, batch: np.ndarray) -> np.ndarray:
+        sizes.append(len(batch))
+        return plain(self, batch)
+
+    monkeypatch.setattr(Classifier, "probabilities", counted)
+    for size, expected in ((4, [4, 4, 2]), (64, [10])):
+        sizes.clear()
+        client = create_app(build(replace(settings, batch_size=size))).test_client()
+        assert all(predict(client, tasks_of(BODIES)).json["results"])
+        assert sizes == expected
+
+
+def test_fetch_threads_bound_the_pictures_read_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CELESTIAL_FETCH_THREADS pictures are read side by side, and no more."""
+    running, most, lock = 0, 0, threading.Lock()
+    enough = threading.Event()
+
+    def read(*_: Any) -> Any:
+        nonlocal running, most
+        with lock:
+            running, most = running + 1, max(most, running + 1)
+        enough.wait(0.05)
+        with lock:
+            running -= 1
+        return render("Mars", 21)
+
+    monkeypatch.setattr("celestial_backend.images.ImageReader.read", read)
+    for threads in (1, 3):
+        most = 0
+        client = create_app(build(replace(settings, fetch_threads=threads))).test_client()
+        predict(client, tasks_of(BODIES))
+        assert most == threads
+
+
+def test_each_request_leaves_one_line_with_counts(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    """The log tells how many tasks were predicted, by which model, and how long it took."""
+    with caplog.at_level(logging.INFO):
+        version = predict(client, tasks_of(["Mars", "nowhere"])).json["results"][0]["model_version"]
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith(f"Predicted 1 of 2 tasks with {version} in ") and "1 failed" in line for line in lines)
+    assert any(line.startswith("POST /predict 200 ") for line in lines)
+
+
+def test_no_secret_of_a_request_is_logged(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    """Label Studio hands out a token in /setup and in every event; no line holds it at any level."""
+    with caplog.at_level(logging.DEBUG):
+        setup(client, access_token="s3cret-token")  # noqa: S106
+        client.post("/webhook", json=event("START_TRAINING", token="s3cret-token"))  # noqa: S106
+        client.post("/predict", data=json.dumps({"tasks": "s3cret-token"}))
+    assert "s3cret-token" not in caplog.text
