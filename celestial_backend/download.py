@@ -13,6 +13,7 @@ import os
 import ssl
 import threading
 import time
+from functools import cache
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import httpcore
@@ -105,7 +106,7 @@ class Downloader:
                     " Raise CELESTIAL_IMAGE_TIMEOUT_S or look after that host."
                 ) from error
             except httpcore.ConnectError as error:
-                raise FetchError(_unreachable(url, error.__cause__)) from error
+                raise FetchError(_unreachable(url, *error.args)) from error
             except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
                 if last:
                     raise FetchError(f"{_host(url)} broke off before the whole file was there. Try again.") from error
@@ -116,11 +117,9 @@ class Downloader:
     def _connections(self) -> httpcore.ConnectionPool:
         with self._lock:
             if self._pool is None or self._pid != os.getpid():  # a child must not talk on its parent's connections
-                context = httpcore.default_ssl_context()
-                context.load_default_certs()  # the machine's own authorities too, and SSL_CERT_FILE
                 self._pid = os.getpid()
                 self._pool = httpcore.ConnectionPool(
-                    ssl_context=context,
+                    ssl_context=_authorities(),
                     max_connections=None,
                     max_keepalive_connections=MAX_IDLE_CONNECTIONS,
                     keepalive_expiry=IDLE_S,
@@ -181,6 +180,14 @@ class Downloader:
         return "the token's user may not read it, or local files are not served. Check both in Label Studio"
 
 
+@cache
+def _authorities() -> ssl.SSLContext:
+    """Whom to trust over TLS: Mozilla's list, this machine's own, and SSL_CERT_FILE; slow to load, so once."""
+    context = httpcore.default_ssl_context()
+    context.load_default_certs()
+    return context
+
+
 def _target(url: str) -> httpcore.URL:
     place = origin(url)
     if place is None:
@@ -214,7 +221,7 @@ def _host(url: str) -> str:
     return f"{scheme}://{host}" if port == PORTS[scheme] else f"{scheme}://{host}:{port}"
 
 
-def _unreachable(url: str, cause: BaseException | None) -> str:
+def _unreachable(url: str, cause: object = None) -> str:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"{_host(url)} must show a certificate that can be trusted, and does not ({cause.verify_message})."

@@ -1,0 +1,480 @@
+"""Downloader and Guard: what may be fetched, from where, within which limits, and what is said when not."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+from picture_host import PictureHost, picture_host, redirect
+
+from celestial_backend import download
+from celestial_backend.download import Downloader
+from celestial_backend.errors import FetchError, ForbiddenError, TooLargeError
+from celestial_backend.guard import Guard, origin
+from celestial_backend.settings import Settings
+from celestial_backend.studio import Studio
+
+TOKEN = "f" * 40
+NO_TOKEN = "Authentication credentials were not provided."
+LEGACY_OFF = (
+    "Authentication token no longer valid: legacy token authentication has been disabled for this organization"
+)
+
+
+@pytest.fixture
+def host() -> Iterator[PictureHost]:
+    with picture_host() as server:
+        yield server
+
+
+@pytest.fixture
+def other() -> Iterator[PictureHost]:
+    with picture_host() as server:
+        yield server
+
+
+def downloader(**values: Any) -> Downloader:
+    settings = Settings(**({"allowed_hosts": ("127.0.0.1",), "image_timeout_s": 5.0} | values))
+    return Downloader(settings, Studio(settings))
+
+
+def at_studio(studio: PictureHost, **values: Any) -> Downloader:
+    return downloader(**({"label_studio_url": studio.url, "label_studio_api_key": TOKEN, "allowed_hosts": ()} | values))
+
+
+def names(monkeypatch: pytest.MonkeyPatch, table: dict[str, list[str]]) -> None:
+    """Make host names resolve to given addresses."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *rest: Any, **options: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in table:
+            return real(host, port, *rest, **options)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in table[name]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def refused(error: type[Exception], what: Downloader, url: str) -> str:
+    with pytest.raises(error) as raised:
+        what.get(url)
+    assert raised.type is error
+    return str(raised.value)
+
+
+class TestGuard:
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "127.0.0.1", "127.1.2.3", "0.0.0.0", "10.0.0.1", "172.16.5.4", "192.168.1.1", "169.254.169.254",  # noqa: S104
+            "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "203.0.113.9", "224.0.0.1", "239.1.1.1", "240.0.0.1",
+            "255.255.255.255", "192.88.99.1", "::1", "::", "fe80::1", "fc00::1", "fd12::1", "fec0::1", "ff02::1",
+            "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "64:ff9b::7f00:1",
+            "64:ff9b::808:808", "64:ff9b:1::1", "2001:db8::1", "2001::1", "2002:7f00:1::", "100::1", "3fff::1",
+        ],
+    )  # fmt: skip
+    def test_private_addresses_are_refused(self, address: str) -> None:
+        """Every address that is not public is refused, IPv6 disguises of IPv4 too; the message says the remedy."""
+        url = f"http://[{address}]/x.jpg" if ":" in address else f"http://{address}/x.jpg"
+        said = refused(ForbiddenError, downloader(allowed_hosts=()), url)
+        assert "pictures come only from public addresses" in said
+        assert "CELESTIAL_ALLOWED_HOSTS" in said
+        assert "LABEL_STUDIO_URL" in said
+
+    @pytest.mark.parametrize("address", ["8.8.8.8", "151.101.1.1", "2606:4700::1111", "2a00:1450:4001::1"])
+    def test_public_addresses_pass(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A public address is connected to, and by its address rather than its name."""
+        asked: list[tuple[str, int]] = []
+
+        def create_connection(address: tuple[str, int], *_: Any, **__: Any) -> Any:
+            asked.append(address)
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(socket, "create_connection", create_connection)
+        names(monkeypatch, {"pictures.example": [address]})
+        refused(FetchError, downloader(), "http://pictures.example/x.jpg")
+        assert asked == [(address, 80)]
+
+    @pytest.mark.parametrize("spelling", ["2130706433", "0x7f.1", "127.1", "0177.0.0.1"])
+    def test_spellings_of_loopback(self, spelling: str) -> None:
+        """Numbers that the resolver takes for 127.0.0.1 are judged as 127.0.0.1."""
+        refused(ForbiddenError, downloader(allowed_hosts=()), f"http://{spelling}/x.jpg")
+
+    def test_one_private_address_is_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A name with a public and a private address is refused: either might be taken."""
+        names(monkeypatch, {"two.example": ["8.8.8.8", "10.0.0.1"]})
+        refused(ForbiddenError, downloader(), "http://two.example/x.jpg")
+
+    def test_a_name_cannot_change_its_meaning(self, host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The address that was judged is the one connected to; the name is looked up once."""
+        answers = iter([["8.8.8.8"], ["127.0.0.1"]])
+        asked: list[Any] = []
+        monkeypatch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda _, port, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers)[0], port))],
+        )
+
+        def create_connection(address: Any, *_: Any, **__: Any) -> Any:
+            asked.append(address)
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(socket, "create_connection", create_connection)
+        refused(FetchError, downloader(allowed_hosts=()), f"http://rebound.example:{host.port}/x.jpg")
+        assert asked == [("8.8.8.8", host.port)]
+        assert host.requests == []
+
+    @pytest.mark.parametrize("allowed", ["pictures.example", "PICTURES.example", "127.0.0.1", "127.0.0.0/8"])
+    def test_allowed_hosts(self, host: PictureHost, allowed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """CELESTIAL_ALLOWED_HOSTS opens a private host by name, address or network; without it, it stays shut."""
+        names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+        host.answers["/x.jpg"] = b"here"
+        url = f"http://pictures.example:{host.port}/x.jpg"
+        environ = {"CELESTIAL_ALLOWED_HOSTS": allowed}
+        assert downloader(allowed_hosts=Settings.from_environ(environ).allowed_hosts).get(url) == b"here"
+        refused(ForbiddenError, downloader(allowed_hosts=("elsewhere.example", "10.0.0.0/8")), url)
+
+    def test_label_studio_is_allowed_with_its_port(self, host: PictureHost, other: PictureHost) -> None:
+        """Label Studio's own host and port need no permission; another port of the same host does."""
+        host.answers["/a.jpg"] = b"here"
+        assert at_studio(host).get(f"{host.url}/a.jpg") == b"here"
+        refused(ForbiddenError, at_studio(host), f"{other.url}/a.jpg")
+        assert other.requests == []
+
+    def test_redirects_are_judged(self, host: PictureHost, other: PictureHost) -> None:
+        """A redirect into the private network is refused, and nothing is asked there."""
+        host.answers["/a.jpg"] = redirect(f"{other.url}/secret")
+        refused(ForbiddenError, at_studio(host), f"{host.url}/a.jpg")
+        assert other.requests == []
+
+    def test_the_next_address_is_tried(self, host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where a host's first address does not answer, its second is asked."""
+        names(monkeypatch, {"pictures.example": ["127.0.0.2", "127.0.0.1"]})
+        host.answers["/x.jpg"] = b"here"
+        found = downloader(allowed_hosts=("pictures.example",)).get(f"http://pictures.example:{host.port}/x.jpg")
+        assert found == b"here"
+
+    def test_a_resolver_that_hangs_is_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A name service that does not answer costs the picture's time and no more."""
+        stop = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: stop.wait(10) and [])
+        start = time.monotonic()
+        said = refused(FetchError, downloader(image_timeout_s=0.2), "http://slow.example/x.jpg")
+        assert time.monotonic() - start < 2
+        assert "within 0.2 seconds" in said
+        stop.set()
+
+    def test_is_a_network_backend_of_httpcore(self) -> None:
+        """The guard stands in the way of every connection: it opens no unix sockets either."""
+        with pytest.raises(NotImplementedError):
+            Guard(Settings()).connect_unix_socket("/run/x.sock")
+
+    @pytest.mark.parametrize(
+        ("url", "wanted"),
+        [
+            ("http://Host/x", ("http", "host", 80)),
+            ("https://host.:444/x", ("https", "host", 444)),
+            ("http://[::1]:0/", ("http", "::1", 0)),
+            ("ftp://host/x", None),
+            ("http://host:99999/", None),
+            ("http://[::1", None),
+            ("/path", None),
+        ],
+    )
+    def test_origin(self, url: str, wanted: object) -> None:
+        """Scheme, host and port, spelt one way; None where there is none."""
+        assert origin(url) == wanted
+
+
+class TestToken:
+    def test_goes_to_label_studio(self, host: PictureHost) -> None:
+        """Label Studio gets the token; without a token nothing is sent."""
+        host.answers["/a.jpg"] = b"here"
+        at_studio(host).get(f"{host.url}/a.jpg")
+        at_studio(host, label_studio_api_key=None).get(f"{host.url}/a.jpg")
+        assert host.authorizations() == [f"Token {TOKEN}", None]
+
+    def test_goes_nowhere_else(self, host: PictureHost, other: PictureHost) -> None:
+        """Another port is another place: no token, not when asked directly and not after a redirect."""
+        host.answers["/a.jpg"] = redirect(f"{other.url}/b.jpg?sig=1", 303)
+        other.answers |= {"/b.jpg?sig=1": b"here", "/c.jpg": b"there"}
+        studio = at_studio(host, allowed_hosts=("127.0.0.1",))
+        assert studio.get(f"{host.url}/a.jpg") == b"here"
+        assert studio.get(f"{other.url}/c.jpg") == b"there"
+        assert host.authorizations() == [f"Token {TOKEN}"]
+        assert other.authorizations() == [None, None]
+
+    def test_a_stranger_cannot_spend_it(self, host: PictureHost, other: PictureHost) -> None:
+        """An address elsewhere that redirects to Label Studio asks there without the token."""
+        other.answers["/a.jpg"] = redirect(f"{host.url}/b.jpg")
+        host.answers["/b.jpg"] = b"here"
+        at_studio(host, allowed_hosts=("127.0.0.1",)).get(f"{other.url}/a.jpg")
+        assert host.authorizations() == [None]
+
+    def test_follows_inside_label_studio(self, host: PictureHost) -> None:
+        """A redirect within Label Studio, relative here, keeps the token."""
+        host.answers |= {"/x/a.jpg": redirect("../b.jpg", 301), "/b.jpg": b"here"}
+        assert at_studio(host).get(f"{host.url}/x/a.jpg") == b"here"
+        assert host.authorizations() == [f"Token {TOKEN}"] * 2
+
+    @pytest.mark.parametrize(
+        ("path", "inside"),
+        [("/ls/a", True), ("/a", False), ("/lsx/a", False), ("/ls/../a", False), ("/ls/%2e%2e/a", False)],
+    )
+    def test_a_sub_path_is_a_border(self, path: str, inside: bool) -> None:
+        """Behind http://host/ls only what lies under /ls/ is Label Studio."""
+        assert downloader(label_studio_url="http://host/ls").is_studio(f"http://host{path}") is inside
+
+    @pytest.mark.parametrize("url", ["https://host:80/a", "http://host:81/a", "http://host.evil/a", "http://evil/a"])
+    def test_scheme_host_and_port_must_equal(self, url: str) -> None:
+        """One of the three that differs makes it another place."""
+        assert downloader(label_studio_url="http://host").is_studio("http://HOST:80/a")
+        assert not downloader(label_studio_url="http://host").is_studio(url)
+
+
+class TestLimits:
+    def test_bytes_by_announcement(self, host: PictureHost) -> None:
+        """An announced size above CELESTIAL_IMAGE_MAX_MB ends the download before its body."""
+        host.answers["/a.jpg"] = (200, {"Content-Length": "2000001"}, b"")
+        said = refused(TooLargeError, downloader(image_max_mb=2.0), f"{host.url}/a.jpg")
+        assert said.startswith("a picture file may have 2 MB, and this one has more. Raise CELESTIAL_IMAGE_MAX_MB")
+
+    def test_bytes_as_they_come(self, host: PictureHost) -> None:
+        """Without an announcement the bytes are counted; exactly the limit passes, endless bodies end."""
+
+        def send(count: int) -> Any:
+            def answer(handler: BaseHTTPRequestHandler) -> None:
+                handler.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b"x" * count)
+
+            return answer
+
+        host.answers |= {"/a": send(10_000), "/b": send(10_001), "/c": send(30_000_000)}
+        small = downloader(image_max_mb=0.01)
+        assert len(small.get(f"{host.url}/a")) == 10_000
+        refused(TooLargeError, small, f"{host.url}/b")
+        refused(TooLargeError, small, f"{host.url}/c")
+        assert len(downloader(image_max_mb=0.02).get(f"{host.url}/b")) == 10_001
+
+    @pytest.mark.parametrize("part", ["head", "body", "silence"])
+    def test_time(self, host: PictureHost, part: str) -> None:
+        """A server that drips a byte now and then, or says nothing, is left when the time is over."""
+        stop = threading.Event()
+
+        def drip(handler: BaseHTTPRequestHandler) -> None:
+            if part == "body":
+                handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            elif part == "head":
+                handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not stop.wait(0.05):
+                if part != "silence":
+                    handler.wfile.write(b"x")
+
+        host.answers["/a.jpg?sig=s3cret"] = drip
+        start = time.monotonic()
+        said = refused(FetchError, downloader(image_timeout_s=0.4), f"{host.url}/a.jpg?sig=s3cret")
+        stop.set()
+        assert 0.35 < time.monotonic() - start < 1.5
+        assert said.startswith(f"{host.url} must give it within 0.4 seconds, and did not.")
+        assert "CELESTIAL_IMAGE_TIMEOUT_S" in said
+        assert "s3cret" not in said
+
+    def test_time_covers_all_hops(self, host: PictureHost) -> None:
+        """Redirects share one deadline."""
+
+        def slow(handler: BaseHTTPRequestHandler) -> None:
+            time.sleep(0.25)
+            handler.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: /a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        host.answers["/a"] = slow
+        start = time.monotonic()
+        assert "within 0.5 seconds" in refused(FetchError, downloader(image_timeout_s=0.5), f"{host.url}/a")
+        assert time.monotonic() - start < 1
+
+    def test_redirects(self, host: PictureHost) -> None:
+        """Five redirects are followed, six are not."""
+        host.answers |= {f"/{n}": redirect(f"/{n + 1}") for n in range(6)}
+        host.answers["/6"] = b"here"
+        assert downloader().get(f"{host.url}/1") == b"here"
+        assert refused(FetchError, downloader(), f"{host.url}/0").startswith("an address may redirect 5 times")
+
+    @pytest.mark.parametrize("target", ["ftp://host/x?k=s3cret", "file:///etc/passwd", "gopher://127.0.0.1/"])
+    def test_redirects_stay_with_http(self, host: PictureHost, target: str) -> None:
+        """A redirect to another scheme is refused."""
+        host.answers["/a"] = redirect(target)
+        said = refused(ForbiddenError, downloader(), f"{host.url}/a")
+        assert said.startswith("pictures come over http or https, and this leads to '")
+        assert "s3cret" not in said
+
+    def test_a_redirect_to_nonsense(self, host: PictureHost) -> None:
+        """A redirect that is no address is said so."""
+        host.answers["/a"] = redirect("http://[::1")
+        assert "must redirect to a valid address" in refused(FetchError, downloader(), f"{host.url}/a")
+
+    def test_cut_downloads(self, host: PictureHost) -> None:
+        """Fewer bytes than announced are an error; it is tried once more before."""
+
+        def cut(handler: BaseHTTPRequestHandler) -> None:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
+
+        host.answers["/a"] = cut
+        assert "broke off before the whole file was there" in refused(FetchError, downloader(), f"{host.url}/a")
+        assert len(host.requests) == 2
+
+    def test_no_passwords_in_addresses(self, host: PictureHost) -> None:
+        """An address with a user name or password is refused, and the message does not repeat it."""
+        said = refused(ForbiddenError, downloader(), f"http://user:s3cret@127.0.0.1:{host.port}/a")
+        assert "must not hold a user name or password" in said
+        assert "s3cret" not in said
+
+
+class TestConnections:
+    def test_are_used_again(self, host: PictureHost) -> None:
+        """Pictures of one host come over one connection, and no compression is asked for."""
+        host.answers["/a.jpg"] = b"here"
+        reader = downloader()
+        assert [reader.get(f"{host.url}/a.jpg") for _ in range(5)] == [b"here"] * 5
+        assert host.connections == 1
+        assert all("Accept-Encoding" not in headers for _, headers in host.requests)
+        assert host.requests[0][1]["Host"] == f"127.0.0.1:{host.port}"
+
+    def test_one_that_went_stale_is_replaced(self, host: PictureHost) -> None:
+        """A server that closes an idle connection costs nobody a picture."""
+
+        def hang_up(handler: BaseHTTPRequestHandler) -> None:
+            if len(host.requests) > 1:
+                handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhere")
+
+        host.answers["/a.jpg"] = hang_up
+        assert downloader().get(f"{host.url}/a.jpg") == b"here"
+
+    def test_many_threads(self, host: PictureHost) -> None:
+        """Threads side by side each get their own picture."""
+        host.answers |= {f"/{n}": str(n).encode() * 1000 for n in range(100)}
+        reader = downloader()
+        with ThreadPoolExecutor(16) as threads:
+            found = list(threads.map(lambda n: reader.get(f"{host.url}/{n}"), range(100)))
+        assert found == [str(n).encode() * 1000 for n in range(100)]
+        assert host.connections <= 16
+
+    def test_open_again_after_close_and_fork(self, host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is opened before the first picture; close and a fork both lead to new connections."""
+        host.answers["/a.jpg"] = b"here"
+        reader = downloader()
+        assert reader._pool is None
+        reader.get(f"{host.url}/a.jpg")
+        reader.close()
+        reader.get(f"{host.url}/a.jpg")
+        parents = reader._pool
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        reader.get(f"{host.url}/a.jpg")
+        assert reader._pool is not parents
+        assert host.connections == 3
+
+    @pytest.mark.parametrize(
+        ("written", "sent"),
+        [
+            ("/a b é.jpg?x=ü y", "/a%20b%20%C3%A9.jpg?x=%C3%BC%20y"),
+            ("/a%20b.jpg?x=%2F", "/a%20b.jpg?x=%2F"),
+            ("?x=1", "/?x=1"),
+            ("/a.jpg#part", "/a.jpg"),
+        ],
+    )
+    def test_addresses_are_encoded_once(self, host: PictureHost, written: str, sent: str) -> None:
+        """Letters that HTTP cannot carry are encoded; what is encoded already stays as it is."""
+        host.answers[sent] = b"here"
+        assert downloader().get(host.url + written) == b"here"
+
+
+class TestSentences:
+    @pytest.mark.parametrize(
+        ("status", "wanted"),
+        [
+            (401, "answered 401, so it wants a login. Pictures must be readable without one."),
+            (403, "answered 403, so it may not be read; a signed link may have run out. Make a new one."),
+            (404, "answered 404, so the picture is not there. Check the task's address."),
+            (503, "answered 503, not with a picture. Check the address in a browser."),
+            (304, "answered 304, not with a picture. Check the address in a browser."),
+        ],
+    )
+    def test_other_hosts(self, host: PictureHost, status: int, wanted: str) -> None:
+        """A status of a foreign host becomes a sentence with its meaning."""
+        host.answers["/a"] = status
+        assert refused(FetchError, downloader(), f"{host.url}/a") == f"{host.url} {wanted}"
+
+    @pytest.mark.parametrize(
+        ("status", "detail", "key", "wanted"),
+        [
+            (401, NO_TOKEN, None, "it wants a token, and none is set. Set LABEL_STUDIO_API_KEY."),
+            (401, "Invalid token.", TOKEN, "the token is wrong or was withdrawn. Set LABEL_STUDIO_API_KEY to a valid"),
+            (401, LEGACY_OFF, TOKEN, "set LABEL_STUDIO_API_KEY to a personal access token, or allow legacy tokens"),
+            (403, "", TOKEN, "the token's user may not read it, or local files are not served. Check both in Label"),
+            (404, "", TOKEN, "is not there (an upload that was deleted: 500). Check that the picture shows in Label"),
+            (500, "'NoneType' object has no attribute 'has_permission'", TOKEN, "(an upload that was deleted: 500)."),
+            (502, "", TOKEN, "Check LABEL_STUDIO_URL, sub-path included."),
+        ],
+    )
+    def test_label_studio(self, host: PictureHost, status: int, detail: str, key: str | None, wanted: str) -> None:
+        """What Label Studio 1.23.2 answers becomes its meaning and the setting to change; its own words are quoted."""
+        body = f'{{"status_code": {status}, "detail": "{detail}"}}'.encode()
+        host.answers["/a"] = (status, {"Content-Type": "application/json"}, body)
+        said = refused(FetchError, at_studio(host, label_studio_api_key=key), f"{host.url}/a")
+        assert said.startswith(f"Label Studio answered {status}")
+        assert wanted in said
+        assert (detail.rstrip(".") in said) == (status != 500)
+        assert TOKEN not in said
+
+    def test_refused_on_localhost(self) -> None:
+        """Nothing listens on localhost: the sentence thinks of containers."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        said = refused(FetchError, downloader(label_studio_url=url), f"{url}/a")
+        assert said.startswith(f"{url} refused the connection: nothing listens there. Inside a container localhost is")
+        assert "host.docker.internal" in said
+
+    def test_unknown_host(self) -> None:
+        """A name that nobody knows is said so."""
+        said = refused(FetchError, downloader(), "http://nowhere.example/a")
+        assert said.startswith("the host name nowhere.example must be known here, and is not.")
+
+    @pytest.mark.parametrize("name", ["a" * 70 + ".example", "ü" * 70 + ".example", "x..example"])
+    def test_impossible_host(self, name: str) -> None:
+        """A name that cannot be one is an error like any other."""
+        refused(FetchError, downloader(), f"http://{name}/a")
+
+    def test_tls(self, host: PictureHost) -> None:
+        """A server without TLS behind https:// is recognised."""
+        said = refused(FetchError, downloader(), host.url.replace("http", "https") + "/a")
+        assert "does not speak TLS" in said
+
+    def test_certificates(self) -> None:
+        """A certificate that nobody vouches for is refused, and the sentence names the way out."""
+        cause = ssl.SSLCertVerificationError("x")
+        cause.verify_message = "self-signed certificate"
+        said = download._unreachable("https://h/a?sig=s3cret", cause)
+        assert said.startswith("https://h must show a certificate that can be trusted, and does not (self-signed")
+        assert "SSL_CERT_FILE" in said
+        assert "s3cret" not in said
+
+    def test_no_http_at_all(self) -> None:
+        """A port where something else talks is a broken-off download."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def talk() -> None:
+                for _ in range(2):
+                    connection, _ = server.accept()
+                    connection.sendall(b"220 mail ready\r\n")
+                    connection.close()
+
+            thread = threading.Thread(target=talk)
+            thread.start()
+            refused(FetchError, downloader(), f"http://127.0.0.1:{server.getsockname()[1]}/a")
+            thread.join()

@@ -1,0 +1,229 @@
+"""Studio: which header opens Label Studio, and how seldom it is fetched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+
+import jwt
+import pytest
+from picture_host import PictureHost, picture_host
+
+from celestial_backend import studio as studio_module
+from celestial_backend.download import Downloader
+from celestial_backend.errors import FetchError, StudioError
+from celestial_backend.settings import Settings
+from celestial_backend.studio import Studio, localhost_hint
+
+LEGACY = "abcdef0123456789abcdef0123456789abcdef01"
+REFRESH = "/api/token/refresh/"
+SECRET = "a secret of thirty-two letters, or more"
+
+
+def token(kind: str, life_s: float, number: int = 0) -> str:
+    """A token with the claims that Label Studio 1.23.2 puts into its own."""
+    now = int(time.time())
+    claims = {"token_type": kind, "exp": now + life_s, "iat": now, "jti": f"{number:032x}", "user_id": "1"}
+    return jwt.encode(claims, SECRET)
+
+
+PAT = token("refresh", 1e9)
+
+
+@pytest.fixture
+def host() -> Iterator[PictureHost]:
+    with picture_host() as server:
+        yield server
+
+
+def issuing(host: PictureHost, life_s: float = 300, delay_s: float = 0) -> Callable[[BaseHTTPRequestHandler], None]:
+    """Answers as /api/token/refresh/ does, with another token each time."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(delay_s)
+        body = f'{{"access": "{token("access", life_s, refreshes(host))}"}}'.encode()
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def refreshes(host: PictureHost) -> int:
+    return sum(path.endswith(REFRESH) for path, _ in host.requests)
+
+
+def studio(host: PictureHost, key: str | None = PAT, path: str = "") -> Studio:
+    return Studio(Settings(label_studio_url=host.url + path, label_studio_api_key=key))
+
+
+def test_legacy_token(host: PictureHost) -> None:
+    """A legacy token is sent as it is; without a key there is no header; nobody is asked for either."""
+    assert studio(host, LEGACY).authorization() == {"Authorization": f"Token {LEGACY}"}
+    assert studio(host, None).authorization() == {}
+    assert studio(host, LEGACY).url == host.url
+    assert host.requests == []
+
+
+@pytest.mark.parametrize("path", ["", "/label-studio"])
+def test_personal_access_token(host: PictureHost, path: str) -> None:
+    """A personal access token buys a bearer token, under Label Studio's sub-path too, and is never sent itself."""
+    host.answers[path + REFRESH] = issuing(host)
+    header = studio(host, path=path).authorization()["Authorization"]
+    kind, _, bought = header.partition(" ")
+    assert kind == "Bearer"
+    assert jwt.decode(bought, options={"verify_signature": False})["token_type"] == "access"
+    assert [asked for asked, _ in host.requests] == [path + REFRESH]
+
+
+def test_refreshed_once_for_all_threads(host: PictureHost) -> None:
+    """Many threads share one exchange, and later calls use its result."""
+    host.answers[REFRESH] = issuing(host, delay_s=0.1)
+    shared = studio(host)
+    with ThreadPoolExecutor(16) as threads:
+        headers = list(threads.map(lambda _: shared.authorization()["Authorization"], range(64)))
+    assert len(set(headers)) == 1
+    assert refreshes(host) == 1
+
+
+def test_refreshed_when_it_ran_out(host: PictureHost) -> None:
+    """A token that has run out is replaced."""
+    host.answers[REFRESH] = issuing(host, life_s=-1)
+    shared = studio(host)
+    assert shared.authorization() != shared.authorization()
+    assert refreshes(host) == 2
+
+
+def test_forget(host: PictureHost) -> None:
+    """A refused access token is dropped once, however many threads report it; a legacy token stays."""
+    host.answers[REFRESH] = issuing(host)
+    shared = studio(host)
+    old = shared.authorization()
+    assert shared.forget(old)
+    new = shared.authorization()
+    assert new != old
+    assert shared.forget(old)
+    assert shared.authorization() == new
+    assert not studio(host, LEGACY).forget({"Authorization": f"Token {LEGACY}"})
+
+
+def test_a_stale_token_costs_no_picture(host: PictureHost) -> None:
+    """Label Studio refuses an access token early (its clock is ahead): a new one is bought, and the picture read."""
+    host.answers[REFRESH] = issuing(host)
+
+    def once(handler: BaseHTTPRequestHandler) -> None:
+        asked = [headers.get("Authorization") for path, headers in host.requests if path == "/a.jpg"]
+        handler.wfile.write(
+            b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n"
+            if handler.headers["Authorization"] == asked[0]
+            else b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhere"
+        )
+
+    host.answers["/a.jpg"] = once
+    settings = Settings(label_studio_url=host.url, label_studio_api_key=PAT)
+    assert Downloader(settings, Studio(settings)).get(f"{host.url}/a.jpg") == b"here"
+    assert refreshes(host) == 2
+    host.answers["/a.jpg"] = 401
+    with pytest.raises(FetchError, match="the token is wrong or was withdrawn"):
+        Downloader(settings, Studio(settings)).get(f"{host.url}/a.jpg")
+
+
+def said(what: Studio) -> str:
+    with pytest.raises(StudioError) as raised:
+        what.authorization()
+    assert PAT not in str(raised.value)
+    return str(raised.value)
+
+
+def test_refused(host: PictureHost) -> None:
+    """A token that Label Studio does not know, with the words it says (1.23.2), and what to do."""
+    host.answers[REFRESH] = (401, {}, b'{"status_code": 401, "version": "1.23.2", "detail": "Token is invalid"}')
+    assert said(studio(host)) == (
+        f"Label Studio at {host.url} refused the personal access token (Token is invalid)."
+        " Make a new one under Account & Settings and set LABEL_STUDIO_API_KEY to it."
+    )
+
+
+def test_expired_token(host: PictureHost) -> None:
+    """A personal access token past its date is known without asking."""
+    assert "refused the personal access token (API key has expired" in said(studio(host, token("refresh", -5)))
+    assert host.requests == []
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"token": 1}', b""])
+def test_something_else_answers(host: PictureHost, body: bytes) -> None:
+    """A server that is not Label Studio is said so."""
+    host.answers[REFRESH] = body
+    assert said(studio(host)) == (
+        f"What answers at {host.url} is not Label Studio: it gave no access token. Check LABEL_STUDIO_URL."
+    )
+
+
+def test_other_statuses(host: PictureHost) -> None:
+    """Any other status points at the address."""
+    host.answers[REFRESH] = (404, {}, b"{}")
+    assert said(studio(host)) == (
+        f"Label Studio at {host.url} answered 404 when asked for an access token."
+        " Check LABEL_STUDIO_URL, sub-path included."
+    )
+
+
+def test_nobody_there() -> None:
+    """A Label Studio that is down is said so, with the classic of containers; a password in its address is not."""
+    with picture_host() as gone:
+        url = gone.url
+    text = said(Studio(Settings(label_studio_url=url.replace("//", "//me:s3cret@"), label_studio_api_key=PAT)))
+    assert text.startswith(f"Label Studio cannot be reached at {url} (ConnectError).")
+    assert "Inside a container localhost is the container itself" in text
+    assert "s3cret" not in text
+
+
+def test_too_slow(host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Label Studio that does not answer is left after a while."""
+    monkeypatch.setattr(studio_module, "REFRESH_TIMEOUT_S", 0.2)
+    host.answers[REFRESH] = issuing(host, delay_s=1)
+    assert "must answer within 0.2 seconds and did not" in said(studio(host))
+
+
+def test_a_failure_is_remembered_for_a_while(host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of pictures does not knock a thousand times; later it is tried again."""
+    host.answers[REFRESH] = (401, {}, b"{}")
+    shared = studio(host)
+    assert len({said(shared) for _ in range(5)}) == 1
+    assert refreshes(host) == 1
+    monkeypatch.setattr(studio_module, "FAILURE_KEPT_S", 0)
+    host.answers[REFRESH] = issuing(host)
+    assert shared.authorization()["Authorization"].startswith("Bearer ")
+
+
+@pytest.mark.parametrize("key", ["Token abc", "ключ", "a\nb"])
+def test_keys_that_cannot_be(host: PictureHost, key: str) -> None:
+    """A key with blanks or foreign letters is a copying mistake, not a header."""
+    assert said(studio(host, key)).startswith("LABEL_STUDIO_API_KEY must be the token alone")
+
+
+def test_an_address_is_needed() -> None:
+    """A personal access token without LABEL_STUDIO_URL cannot be exchanged."""
+    assert said(Studio(Settings(label_studio_api_key=PAT))).endswith("Set LABEL_STUDIO_URL.")
+
+
+def test_localhost_hint() -> None:
+    """Only this machine's own names call for the hint."""
+    assert localhost_hint("http://localhost:8080") != ""
+    assert localhost_hint("http://label-studio:8080") == ""
+
+
+def test_import_is_light() -> None:
+    """Importing, and answering for a legacy token, does not load label-studio-sdk."""
+    code = (
+        "import sys; from celestial_backend.settings import Settings; from celestial_backend.studio import Studio;"
+        " import celestial_backend.images;"
+        f" Studio(Settings(label_studio_api_key={LEGACY!r})).authorization();"
+        " sys.exit('label_studio_sdk' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603
