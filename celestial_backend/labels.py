@@ -11,25 +11,20 @@ config spells it (its alias, or else its value); a *class* is the model's.
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from textwrap import shorten
 from types import MappingProxyType
-from typing import Any, NamedTuple
-from xml.parsers import expat
+from typing import Any
 
 from celestial_backend.errors import FetchError, LabelConfigError, ModelError
+from celestial_backend.label_config import Choice, ChoicesTag, image_of, read, short, some
 
 DEFAULT_THRESHOLD = 0.5
 MAX_MESSAGE_CHARS = 400  # it may become the reason phrase of an HTTP status line
 _EXACT, _LOOSE = (0, 2, 3), (1, 4, 5)  # ranks of predicted_values, label and value; the lowest wins a class
-_DATA_KEY = re.compile(r"\$([^, {}]+)")  # the SDK's rule; braces are a Repeater's, and no task has such a key
-_REASONS_TO_SKIP = {"model_skip": "the config says so", "perRegion": "it belongs to regions",
-                    "perItem": "it belongs to the items of a list", "allowNested": "its choices are paths"}
-
 
 @dataclass(frozen=True)
 class ChoiceControl:
@@ -111,8 +106,8 @@ class ChoiceMap:
         value: object = known
         for part in [data_key] if data_key in known else data_key.split("."):
             if not isinstance(value, Mapping) or part not in value:
-                raise FetchError(f"The task has no data key {_short(data_key)} that the label config names; "
-                                 f"it has {_some(map(str, known))}.")
+                raise FetchError(f"The task has no data key {short(data_key)} that the label config names; "
+                                 f"it has {some(map(str, known))}.")
             value = value[part]
         return value
 
@@ -168,110 +163,36 @@ class ChoiceMap:
         return {from_name: list(dict.fromkeys(names)) for from_name, names in found.items()}
 
 
-class _Choice(NamedTuple):
-    label: str
-    value: str
-    predicted: tuple[str, ...]
-
-
-class _Tag(NamedTuple):
-    attributes: Mapping[str, str]
-    choices: list[_Choice]
-
-    def get(self, key: str) -> str:
-        """Return an attribute, also if spelled in lower case as the editor allows; "" without it."""
-        return (self.attributes.get(key) or self.attributes.get(key.lower()) or "").strip()
-
-
 @lru_cache(maxsize=32)
 def _choice_map(label_config: str, classes: tuple[str, ...]) -> ChoiceMap:
-    tags, images = _read(label_config)
+    tags, images = read(label_config)
     controls: dict[str, ChoiceControl] = {}
     warnings: list[str] = []
     offered: dict[str, None] = {}
     for tag in tags:
         name = tag.attributes["name"]
-        to_name, data_key, reason = _image_of(tag, images)
+        to_name, data_key, reason = image_of(tag, images)
         if reason or name in controls:
-            warnings.append(f"Control {_short(name)} is skipped: {reason or 'another control has its name'}.")
+            warnings.append(f"Control {short(name)} is skipped: {reason or 'another control has its name'}.")
             continue
         offered.update((choice.label, None) for choice in tag.choices)
         control, remarks = _control(tag, to_name, data_key, classes)
-        warnings += [f"Control {_short(name)}: {remark}." for remark in remarks]
+        warnings += [f"Control {short(name)}: {remark}." for remark in remarks]
         if control.choice_of:
             controls[name] = control
     if not controls and offered:
-        raise LabelConfigError(f"None of the choices {_some(offered)} is a class of the model {_some(classes)}. "
+        raise LabelConfigError(f"None of the choices {some(offered)} is a class of the model {some(classes)}. "
                                "Rename a choice or add predicted_values.")
     if not controls:
         message = " ".join(["The label config has no Choices on an Image that the model can serve.", *warnings])
         raise LabelConfigError(shorten(message, MAX_MESSAGE_CHARS, placeholder=" ..."))
     lost = [name for name in classes if not any(name in control.choice_of for control in controls.values())]
     if lost:
-        warnings.append(f"No choice stands for the classes {_some(lost)}, so they are never predicted.")
+        warnings.append(f"No choice stands for the classes {some(lost)}, so they are never predicted.")
     return ChoiceMap(classes, tuple(controls.values()), tuple(warnings))
 
 
-def _read(label_config: str) -> tuple[list[_Tag], dict[str, Mapping[str, str]]]:
-    """
-    Return the Choices tags, and the attributes of the Image tags by name.
-
-    Reads as Label Studio's LabelInterface does: a control has a name and a toName, tag names
-    are case-sensitive, and a Choice belongs to the nearest control around it.
-    """
-    tags: list[_Tag] = []
-    images: dict[str, Mapping[str, str]] = {}
-    around: list[_Tag | None] = [None]  # for each open element, the control that it lies in
-
-    def start(element: str, attributes: dict[str, str]) -> None:
-        control = around[-1]
-        if attributes.get("name") and attributes.get("toName"):
-            control = _Tag(attributes, [])
-            if element == "Choices":
-                tags.append(control)
-        elif element == "Image" and attributes.get("name"):
-            images[attributes["name"]] = attributes
-        elif element == "Choice" and control is not None and (attributes.get("alias") or attributes.get("value")):
-            label = attributes.get("alias") or attributes["value"]
-            predicted = tuple(part.strip() for part in attributes.get("predicted_values", "").split(","))
-            control.choices.append(_Choice(label, attributes.get("value", ""), predicted))
-        around.append(control)
-
-    def refuse_entity(*_: object) -> None:
-        raise LabelConfigError("The label config declares an XML entity, which is refused. Write the text out.")
-
-    parser = expat.ParserCreate()  # fetches nothing, and no entity gets past its declaration
-    parser.StartElementHandler = start
-    parser.EndElementHandler = lambda _: around.pop()
-    parser.EntityDeclHandler = refuse_entity
-    try:
-        parser.Parse(label_config.strip("\ufeff \t\r\n"), True)
-    except (expat.ExpatError, ValueError) as error:  # ValueError: a text that UTF-8 cannot hold
-        raise LabelConfigError(f"The label config is not readable XML: {error}.") from error
-    return tags, images
-
-
-def _image_of(tag: _Tag, images: Mapping[str, Mapping[str, str]]) -> tuple[str, str, str]:
-    """Return the name and data key of a Choices tag's Image (the first), and the reason to skip the tag, or ""."""
-    for key, reason in _REASONS_TO_SKIP.items():
-        if tag.get(key).lower() == "true":
-            return "", "", f"{reason} ({key})"
-    if tag.get("value").startswith("$") or tag.get("apiUrl"):
-        return "", "", "its choices come from the task (dynamic)"
-    if not tag.choices:
-        return "", "", "it offers no choice"
-    to_names = tag.attributes["toName"].split(",")
-    found = [name for name in to_names if name in images]
-    for name in found:
-        match = _DATA_KEY.fullmatch(images[name].get("value", ""))
-        if match and not images[name].get("valueList"):
-            return name, match[1], ""
-    if found:
-        return "", "", f"the Image {_short(found[0])} shows a list (valueList) or has no value of the form $key"
-    return "", "", f"no Image is among its toName {_some(to_names)}"
-
-
-def _control(tag: _Tag, to_name: str, data_key: str, classes: tuple[str, ...]) -> tuple[ChoiceControl, list[str]]:
+def _control(tag: ChoicesTag, to_name: str, data_key: str, classes: tuple[str, ...]) -> tuple[ChoiceControl, list[str]]:
     """Return a control, matched with the classes, and what is worth a warning."""
     choice_of, remarks = _match(tag.choices, classes)
     class_of: dict[str, str] = {}
@@ -280,7 +201,7 @@ def _control(tag: _Tag, to_name: str, data_key: str, classes: tuple[str, ...]) -
     choices = tuple(dict.fromkeys(choice.label for choice in tag.choices))
     unused = [choice for choice in choices if choice not in class_of]
     if unused:
-        remarks.append(f"the model never predicts the choices {_some(unused)}")
+        remarks.append(f"the model never predicts the choices {some(unused)}")
     threshold: float | None = None
     text = tag.get("model_score_threshold")
     try:
@@ -288,13 +209,13 @@ def _control(tag: _Tag, to_name: str, data_key: str, classes: tuple[str, ...]) -
     except ValueError:
         threshold = -1.0
     if threshold is not None and not 0 <= threshold <= 1:
-        remarks.append(f"model_score_threshold must be a number from 0 to 1, got {_short(text)}; it is ignored")
+        remarks.append(f"model_score_threshold must be a number from 0 to 1, got {short(text)}; it is ignored")
         threshold = None
     return ChoiceControl(tag.attributes["name"], to_name, data_key, tag.get("choice") == "multiple", threshold, choices,
                          MappingProxyType(choice_of), MappingProxyType(class_of)), remarks
 
 
-def _match(choices: Sequence[_Choice], classes: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _match(choices: Sequence[Choice], classes: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """
     Return class -> choice, and a remark on every class that several choices claim.
 
@@ -319,8 +240,8 @@ def _match(choices: Sequence[_Choice], classes: Sequence[str]) -> tuple[dict[str
     for name, (best, *others) in rivals.items():
         losers = [*list(best)[1:], *(label for labels in others for label in labels if label not in taken)]
         if losers:
-            remarks.append(f"several choices claim the class {_short(name)}; {_short(choice_of[name])} has it, "
-                           f"not {_some(dict.fromkeys(losers))}")
+            remarks.append(f"several choices claim the class {short(name)}; {short(choice_of[name])} has it, "
+                           f"not {some(dict.fromkeys(losers))}")
     return choice_of, remarks
 
 
@@ -334,20 +255,3 @@ def _probability(value: object) -> float:
     except (TypeError, ValueError, OverflowError):
         return 0.0
     return 0.0 if math.isnan(number) else min(max(number, 0.0), 1.0)
-
-
-def _short(name: str) -> str:
-    """Return a name for a message: quoted, on one line, at most 40 characters."""
-    text = repr(name)
-    return text if len(text) <= 40 else f"{text[:36]}...{text[0]}"
-
-
-def _some(names: Iterable[str]) -> str:
-    """Return names for a message: the first few, at most 140 characters."""
-    shown: list[str] = []
-    for name in names:
-        if sum(len(text) + 2 for text in shown) + len(_short(name)) > 130:
-            shown.append("...")
-            break
-        shown.append(_short(name))
-    return f"[{', '.join(shown)}]"

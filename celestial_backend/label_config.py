@@ -1,0 +1,113 @@
+"""
+What a label config says: its Choices tags, their choices, and the Image tags they are about.
+
+Reads as Label Studio's own LabelInterface does, without its second of import time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+from xml.parsers import expat
+
+from celestial_backend.errors import LabelConfigError
+
+_DATA_KEY = re.compile(r"\$([^, {}]+)")  # the SDK's rule; braces are a Repeater's, and no task has such a key
+_REASONS_TO_SKIP = {"model_skip": "the config says so", "perRegion": "it belongs to regions",
+                    "perItem": "it belongs to the items of a list", "allowNested": "its choices are paths"}
+
+
+class Choice(NamedTuple):
+    """One choice on offer; its label is its alias, or else its value."""
+
+    label: str
+    value: str
+    predicted: tuple[str, ...]
+
+
+class ChoicesTag(NamedTuple):
+    """One control and the choices inside it."""
+
+    attributes: Mapping[str, str]
+    choices: list[Choice]
+
+    def get(self, key: str) -> str:
+        """Return an attribute, also if spelled in lower case as the editor allows; "" without it."""
+        return (self.attributes.get(key) or self.attributes.get(key.lower()) or "").strip()
+
+
+def read(label_config: str) -> tuple[list[ChoicesTag], dict[str, Mapping[str, str]]]:
+    """
+    Return the Choices tags, and the attributes of the Image tags by name.
+
+    Reads as Label Studio's LabelInterface does: a control has a name and a toName, tag names
+    are case-sensitive, and a Choice belongs to the nearest control around it.
+    """
+    tags: list[ChoicesTag] = []
+    images: dict[str, Mapping[str, str]] = {}
+    around: list[ChoicesTag | None] = [None]  # for each open element, the control that it lies in
+
+    def start(element: str, attributes: dict[str, str]) -> None:
+        control = around[-1]
+        if attributes.get("name") and attributes.get("toName"):
+            control = ChoicesTag(attributes, [])
+            if element == "Choices":
+                tags.append(control)
+        elif element == "Image" and attributes.get("name"):
+            images[attributes["name"]] = attributes
+        elif element == "Choice" and control is not None and (attributes.get("alias") or attributes.get("value")):
+            label = attributes.get("alias") or attributes["value"]
+            predicted = tuple(part.strip() for part in attributes.get("predicted_values", "").split(","))
+            control.choices.append(Choice(label, attributes.get("value", ""), predicted))
+        around.append(control)
+
+    def refuse_entity(*_: object) -> None:
+        raise LabelConfigError("The label config declares an XML entity, which is refused. Write the text out.")
+
+    parser = expat.ParserCreate()  # fetches nothing, and no entity gets past its declaration
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda _: around.pop()
+    parser.EntityDeclHandler = refuse_entity
+    try:
+        parser.Parse(label_config.strip("\ufeff \t\r\n"), True)
+    except (expat.ExpatError, ValueError) as error:  # ValueError: a text that UTF-8 cannot hold
+        raise LabelConfigError(f"The label config is not readable XML: {error}.") from error
+    return tags, images
+
+
+def image_of(tag: ChoicesTag, images: Mapping[str, Mapping[str, str]]) -> tuple[str, str, str]:
+    """Return the name and data key of a Choices tag's Image (the first), and the reason to skip the tag, or ""."""
+    for key, reason in _REASONS_TO_SKIP.items():
+        if tag.get(key).lower() == "true":
+            return "", "", f"{reason} ({key})"
+    if tag.get("value").startswith("$") or tag.get("apiUrl"):
+        return "", "", "its choices come from the task (dynamic)"
+    if not tag.choices:
+        return "", "", "it offers no choice"
+    to_names = tag.attributes["toName"].split(",")
+    found = [name for name in to_names if name in images]
+    for name in found:
+        match = _DATA_KEY.fullmatch(images[name].get("value", ""))
+        if match and not images[name].get("valueList"):
+            return name, match[1], ""
+    if found:
+        return "", "", f"the Image {short(found[0])} shows a list (valueList) or has no value of the form $key"
+    return "", "", f"no Image is among its toName {some(to_names)}"
+
+
+def short(name: str) -> str:
+    """Return a name for a message: quoted, on one line, at most 40 characters."""
+    text = repr(name)
+    return text if len(text) <= 40 else f"{text[:36]}...{text[0]}"
+
+
+def some(names: Iterable[str]) -> str:
+    """Return names for a message: the first few, at most 140 characters."""
+    shown: list[str] = []
+    for name in names:
+        if sum(len(text) + 2 for text in shown) + len(short(name)) > 130:
+            shown.append("...")
+            break
+        shown.append(short(name))
+    return f"[{', '.join(shown)}]"
