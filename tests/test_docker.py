@@ -13,18 +13,23 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from fnmatch import fnmatch
+from io import BytesIO
 from ipaddress import collapse_addresses, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
-from backend_server import REPOSITORY, ServerProcess, free_port, plain_environ
+from backend_server import REPOSITORY, ServerProcess, free_port, label_config, plain_environ
 from label_studio import VERSION, label_studio_program
 
+from celestial_backend.renderer import render
 from celestial_backend.settings import Settings
 
 UNSET = {"PATH": os.defpath}
@@ -239,12 +244,15 @@ def test_the_image_serves_is_found_healthy_and_stops_in_order(image: Path, auth:
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
-    """Answers /health with the server's status and keeps what it was sent."""
+    """Answers with the server's status and body, and keeps what it was asked."""
 
     def do_GET(self) -> None:
-        self.server.seen.append((self.path, self.headers["Authorization"]))  # type: ignore[attr-defined]
-        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        server: Any = self.server
+        server.seen.append((self.path, self.headers["Authorization"]))
+        server.may_answer.wait(30)
+        self.send_response(server.status)
         self.end_headers()
+        self.wfile.write(server.body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -252,9 +260,10 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def answering() -> Iterator[Any]:
-    """A local HTTP server whose `status` can be set and whose `seen` tells what was asked."""
-    server = http.server.HTTPServer((HERE, 0), _Answers)
-    server.seen, server.status = [], 200  # type: ignore[attr-defined]
+    """A local HTTP server whose `status` and `body` can be set and whose `seen` tells what was asked."""
+    server: Any = http.server.ThreadingHTTPServer((HERE, 0), _Answers)
+    server.seen, server.status, server.body, server.may_answer = [], 200, b"", threading.Event()
+    server.may_answer.set()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -280,6 +289,32 @@ def test_label_studios_healthcheck_wants_status_200(answering: Any) -> None:
         done = subprocess.run(command, env=UNSET, capture_output=True, timeout=30, check=False)  # noqa: S603
         assert (done.returncode == 0) is healthy
     assert {path for path, _ in answering.seen} == {"/health"}
+
+
+def test_a_running_request_is_answered_before_the_server_stops(image: Path, answering: Any) -> None:
+    """A prediction that waits for its picture when SIGTERM comes is made, and then the server ends with 0."""
+    drawn = BytesIO()
+    render("Saturn", seed=1, size_px=64).save(drawn, "PNG")
+    answering.body = drawn.getvalue()
+    answering.may_answer.clear()
+    server = Served(image, CELESTIAL_ALLOWED_HOSTS=HERE)
+    task = {"id": 1, "data": {"image": f"http://{HERE}:{answering.server_port}/saturn.png"}}
+    body = {"project": "1.1", "label_config": label_config(), "tasks": [task]}
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(requests.post, f"http://{HERE}:{server.port}/predict", json=body, timeout=60)
+            while not answering.seen:
+                assert not asked.done(), asked.result().text
+                time.sleep(0.05)
+            server.process.terminate()
+            server.wait_for_log("Handling signal: term")
+            answering.may_answer.set()
+            (prediction,) = asked.result().json()["results"]
+        assert prediction["result"][0]["value"]["choices"], prediction
+        assert server.process.wait(timeout=20) == 0, server.log_tail()
+    finally:
+        answering.may_answer.set()
+        server.stop()
 
 
 # The compose file
