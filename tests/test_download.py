@@ -273,7 +273,9 @@ class TestLimits:
                 handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
             elif part == "head":
                 handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-            while not stop.wait(0.05):
+            for _ in range(60):  # three seconds, then the test has failed
+                if stop.wait(0.05):
+                    break
                 if part != "silence":
                     handler.wfile.write(b"x")
 

@@ -368,7 +368,8 @@ class TestOtherValues:
         [
             None, "", "  ", 7, True, 1.5, [], ["/data/upload/24/x.png"], {"url": "x"}, b"x", "x.png", "/etc/passwd",
             "file:///etc/passwd", "ftp://user:s3cret@host/x.png", "C:\\x.png", "//host/data/upload/1/x.png",
-            "javascript:1", "/data/upload/", "/data/local-files/", "/data/local-files/?d=", "/api/current-user/token", "s3:", "http://", "http:///x", "http://[::1", "https:x.png",
+            "javascript:1", "/data/upload/", "/data/local-files/", "/data/local-files/?d=",
+            "/api/current-user/token", "s3:", "http://", "http:///x", "http://[::1", "https:x.png",
         ],
         ids=repr,
     )  # fmt: skip
