@@ -58,13 +58,12 @@ class ServerProcess:
     def log_tail(self, lines: int = 60) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])
 
-    def wait_for_log(self, text: str, seconds: float = 10) -> str:
-        """The whole log, as soon as `text` stands in it."""
+    def wait_for_log(self, text: str, since: int = 0, seconds: float = 10) -> None:
+        """Return when `text` stands in the log after its first `since` characters."""
         deadline = time.monotonic() + seconds
-        while text not in self.log_text():
+        while text not in self.log_text()[since:]:
             assert time.monotonic() < deadline, f"{text!r} did not appear in {self.log}:\n{self.log_tail()}"
             time.sleep(0.05)
-        return self.log_text()
 
     def wait_for_answer(self, url: str, seconds: float, **options: Any) -> None:
         """Return when `url` answers below 500; fail with the log when the process ends or time is up."""

@@ -216,7 +216,7 @@ class LabelStudioServer(ServerProcess):
         chosen = {"all": True, "excluded": []} if tasks is None else {"all": False, "included": list(tasks)}
         path = f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}"
         started = time.monotonic()
-        self.api("POST", path, json={"selectedItems": chosen})
+        self.api("POST", path, timeout=600, json={"selectedItems": chosen})
         return time.monotonic() - started
 
     def tasks(self, project: int, fields: str = "all") -> list[dict[str, Any]]:

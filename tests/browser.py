@@ -1,0 +1,102 @@
+"""A person at a Chromium: what the browser tests let it do in Label Studio, in the person's words."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from label_studio import LabelStudioServer
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+HOW_TO_GET_ONE = "No Chromium found for the browser tests; get one with: apt-get install chromium"
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+SLOW_MS = 20_000  # longer than anything here takes on a busy machine
+
+
+def find_chromium() -> str | None:
+    programs = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next(filter(None, map(shutil.which, programs)), None)
+
+
+class Annotator:
+    """One signed-in person at one page; `refused` lists the addresses outside Label Studio that the page asked for."""
+
+    def __init__(self, page: Page, studio: LabelStudioServer, pictures: Path) -> None:
+        self.page, self.studio, self.pictures = page, studio, pictures
+        self.refused: list[str] = []
+
+    def sign_in(self) -> None:
+        self.page.goto(f"{self.studio.url}/user/login/")
+        self.page.fill("input[name=email]", self.studio.user)
+        self.page.fill("input[name=password]", self.studio.password)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_url(lambda address: "login" not in address)
+
+    def fill_in_connect_model(self, project: int, title: str, url: str) -> None:
+        """Settings > Model > Connect Model, with name and address."""
+        self.page.goto(f"{self.studio.url}/projects/{project}/settings/ml")
+        self.page.get_by_role("button", name="Add machine learning model").click()
+        self.page.fill("input[name=title]", title)
+        self.page.fill("input[name=url]", url)
+
+    def validate_and_save(self) -> None:
+        self.page.get_by_text("Validate and Save").click()
+
+    def label_all_tasks(self, project: int) -> None:
+        self.page.goto(f"{self.studio.url}/projects/{project}/data")
+        self.page.get_by_text("Label All Tasks").click()
+
+    def sees_task(self, task: int) -> None:
+        expect(self.page.locator(".lsf-current-task__task-id")).to_contain_text(re.compile(rf"^\s*{task}\s*\d+ of"))
+        expect(self.choices.first).to_be_visible()
+
+    @property
+    def choices(self) -> Locator:
+        return self.page.locator(".lsf-choices input[type=checkbox]")
+
+    def selected(self) -> list[str]:
+        return [box.get_attribute("name") or "" for box in self.choices.all() if box.is_checked()]
+
+    def choose(self, choice: str) -> None:
+        self.page.locator(f".lsf-choices input[name={choice}]").check()
+
+    def submit(self) -> None:
+        with self.page.expect_response(lambda answer: "/annotations" in answer.url and answer.ok):
+            self.page.get_by_role("button", name="Submit current annotation").click()
+
+    def photograph(self, name: str) -> None:
+        """Keep what is seen, in so few colours that the file is small."""
+        path = self.pictures / f"{name}.png"
+        self.page.screenshot(path=path, animations="disabled")
+        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+@contextmanager
+def annotator(program: str, studio: LabelStudioServer, pictures: Path) -> Iterator[Annotator]:
+    """A person signed in to Label Studio; the browser reaches nothing else."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        context = chromium.new_context(viewport={"width": 1100, "height": 1000})
+        context.set_default_timeout(SLOW_MS)
+        expect.set_options(timeout=SLOW_MS)
+        person = Annotator(context.new_page(), studio, pictures)
+
+        def refuse(route: object) -> None:
+            person.refused.append(route.request.url)  # type: ignore[attr-defined]
+            route.abort()  # type: ignore[attr-defined]
+
+        context.route(lambda address: not address.startswith((studio.url, "data:", "blob:")), refuse)
+        person.sign_in()
+        yield person
+        chromium.close()
