@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import logging
 import time
@@ -51,15 +53,23 @@ def _authorize(settings: Settings) -> Response | None:
     """Every route asks for the credentials, /webhook too: they can be set as a header of the webhook."""
     if settings.basic_auth_user is None or settings.basic_auth_pass is None:
         return None
-    given = request.authorization
-    user, password = (given.username or "", given.password or "") if given and given.type == "basic" else ("", "")
-    right = hmac.compare_digest(user.encode(), settings.basic_auth_user.encode())
-    right &= hmac.compare_digest(password.encode(), settings.basic_auth_pass.encode())
-    if right:
+    pair = f"{settings.basic_auth_user}:{settings.basic_auth_pass}"
+    utf_8, latin_1 = pair.encode(), pair.encode("latin-1", "backslashreplace")  # Label Studio sends the second
+    given = _credentials()
+    if hmac.compare_digest(given, utf_8) | hmac.compare_digest(given, latin_1):
         return None
     answer = _answer(401, "User name or password of the ML backend is missing or wrong (BASIC_AUTH_USER).")
     answer.headers["WWW-Authenticate"] = 'Basic realm="Login required"'
     return answer
+
+
+def _credentials() -> bytes:
+    """The ``user:password`` of the request as it came; empty without."""
+    scheme, _, packed = request.headers.get("Authorization", "").partition(" ")
+    try:
+        return base64.b64decode(packed.encode(), validate=True) if scheme.lower() == "basic" else b""
+    except binascii.Error:
+        return b""
 
 
 def _check(services: Services) -> Any:

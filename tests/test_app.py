@@ -369,8 +369,9 @@ def test_basic_auth_guards_every_route(services: Services, path: str) -> None:
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"].startswith("Basic")
         assert "model_class" not in answer.get_data(as_text=True)
-    right = {"Authorization": "Basic " + base64.b64encode("ü:p:w".encode()).decode()}
-    assert send(path, headers=right).status_code != 401
+    for pair in ("ü:p:w".encode(), "ü:p:w".encode("latin-1")):  # browsers send the first, Label Studio the second
+        right = {"Authorization": "Basic " + base64.b64encode(pair).decode()}
+        assert send(path, headers=right).status_code != 401
 
 
 def test_a_webhook_gets_through_basic_auth_with_a_header(services: Services) -> None:
