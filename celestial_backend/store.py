@@ -13,28 +13,25 @@ import json
 import logging
 import os
 import shutil
-import tarfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
-from lzma import LZMAError
 from pathlib import Path
 
 import yaml
 
-from celestial_backend import classifier, network
+from celestial_backend import classifier, exported, network
 from celestial_backend.classifier import Classifier
-from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundError
+from celestial_backend.errors import ModelError, ModelNotFoundError
 from celestial_backend.settings import MODEL_NAME, Settings
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 NETWORK_FILES = ("config.json", "metadata.json", "model.weights.h5")
-UNREADABLE = (OSError, EOFError, LookupError, TypeError, StopIteration, tarfile.TarError, LZMAError, yaml.YAMLError)
 RETRY_S = 30.0  # a model that failed to load is tried again after this long
 
 
@@ -91,8 +88,6 @@ class ModelStore:
             loading = threading.Thread(target=self._try_current, daemon=True)
             loading.start()
             loading.join(wait_s)
-            if self._failure is not None and self._failure[0] == tag:
-                raise self._failure[1]
             known = self._recorded_classes(tag)
         return known
 
@@ -134,12 +129,13 @@ class ModelStore:
     def _prepare(self) -> str:
         """Bring into the store what the settings ask for; give the tag to serve, ``latest`` unresolved."""
         archive = self._settings.bentomodel
-        wanted = _archived_tag(archive) if archive else self._settings.model
+        wanted = exported.tag_of(archive) if archive else self._settings.model
         wanted = wanted if ":" in wanted else f"{wanted}:latest"
         if archive and not self._holds(wanted):
             with self._alone():
                 if not self._holds(wanted):
-                    self._import(archive, wanted)
+                    shutil.rmtree(self._path(wanted), ignore_errors=True)  # left by an import that was killed
+                    exported.import_into_store(archive)
         elif wanted == f"{MODEL_NAME}:latest" and not self._versions(MODEL_NAME):
             with self._alone():
                 if not self._versions(MODEL_NAME):
@@ -159,16 +155,6 @@ class ModelStore:
                 f"The BentoML store cannot be written ({error.strerror}). "
                 "Set BENTOML_HOME to a folder that this user may write to, with space on its disk."
             ) from error
-
-    def _import(self, archive: Path, tag: str) -> None:
-        import bentoml
-
-        shutil.rmtree(self._path(tag), ignore_errors=True)  # left by an import that was killed
-        try:
-            bentoml.models.import_model(str(archive))
-        except Exception as error:  # BentoML lets through whatever the archive causes
-            raise ModelLoadError(_not_exported(archive, error)) from error
-        logger.info("Imported %s from CELESTIAL_BENTOMODEL", tag)
 
     def _register_default(self) -> None:
         digest = hashlib.sha256(b"".join((DEFAULT_MODEL / name).read_bytes() for name in NETWORK_FILES)).hexdigest()
@@ -227,9 +213,11 @@ class ModelStore:
 
     def _recorded_classes(self, tag: str) -> tuple[str, ...] | None:
         """Classes that the model's own metadata or an earlier load has written down."""
-        current = self._classifier
+        current, failure = self._classifier, self._failure
         if current is not None and current.tag == tag:
             return current.classes
+        if failure is not None and failure[0] == tag:
+            raise failure[1]
         classifier.check_files(tag, self._path(tag))
         try:
             metadata = yaml.safe_load((self._path(tag) / "model.yaml").read_text())["metadata"]
@@ -250,21 +238,3 @@ class ModelStore:
 
     def _record(self, tag: str) -> Path:
         return self._settings.model_dir / "classes" / f"{tag.replace(':', '-')}.json"
-
-
-def _archived_tag(archive: Path) -> str:
-    """The tag of an exported model, read from the description inside it."""
-    try:
-        with tarfile.open(archive) as tar:
-            member = next(member for member in tar if Path(member.name).name == "model.yaml")
-            described = yaml.safe_load(tar.extractfile(member) or b"")
-        return f"{described['name']}:{described['version']}"
-    except UNREADABLE as error:
-        raise ModelLoadError(_not_exported(archive, error)) from error
-
-
-def _not_exported(archive: Path, error: Exception) -> str:
-    return (
-        f"CELESTIAL_BENTOMODEL names {archive.name}, which is not a model that bentoml.models.export_model "
-        f"wrote ({type(error).__name__}). Export it again."
-    )

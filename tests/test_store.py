@@ -243,6 +243,19 @@ def test_a_failed_load_is_told_again_without_another_try(settings: Settings) -> 
     assert store.current().classes == ("day", "night")
 
 
+def test_a_load_that_failed_is_told_though_the_classes_are_known(settings: Settings) -> None:
+    """Metadata with class names does not hide, in /setup, that the weights behind it are broken."""
+    store = ModelStore(settings)
+    tag = store.live_tag()
+    assert store.classes(tag, 0)
+    weights = settings.bentoml_home / "models" / MODEL_NAME / tag.partition(":")[2] / "model.weights.h5"
+    weights.write_bytes(b"broken")
+    with pytest.raises(ModelLoadError):
+        store.current()
+    with pytest.raises(ModelLoadError, match="The network of"):
+        store.classes(tag, 0)
+
+
 def test_a_store_that_cannot_be_written_says_so(settings: Settings, tmp_path: Path) -> None:
     """Without a model and without a place to put one, the sentence names BENTOML_HOME."""
     (tmp_path / "file").write_text("")
