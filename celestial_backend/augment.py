@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 Floats = NDArray[np.float32]
 Rng = np.random.Generator
 
-CLEAN_SHARE = 0.12  # of the examples are only turned, so that the plain case stays the surest
+CLEAN_SHARE = 0.18  # of the examples are only turned, so that the plain case stays the surest
 BACKGROUND_LEVEL = 14  # grey levels up to here, joined to the border, count as black sky
 
 
@@ -170,7 +170,7 @@ def _light(values: Floats, rng: Rng) -> Floats:
         values = np.clip(values, 0, 1) ** np.float32(math.exp(rng.uniform(-0.6, 0.6)))
     if rng.random() < 0.25:
         keep = np.float32(math.exp(rng.uniform(math.log(0.13), math.log(0.9))))
-        haze = (rng.uniform(0, 1) + rng.normal(0, 0.05, 3)).astype(np.float32)
+        haze = (rng.uniform(0, 1) + rng.normal(0, 0.08, 3)).astype(np.float32)
         values = values * keep + haze * (1 - keep)
     return values
 

@@ -19,9 +19,12 @@ from PIL import Image
 from celestial_backend.errors import ModelError, ModelLoadError
 
 CARD = "card.json"
+FILES = ("config.json", "metadata.json", "model.weights.h5")  # as `model.save(zipped=False)` names them
 GRID = 32  # cells per side in which the body is looked for
-BODY_LEVEL = 0.25  # of the strongest difference from the background counts as body
-MARGIN = 0.08  # of the body's longer side stays free around it
+BODY_LEVEL = 0.15  # of the strongest difference from the background counts as body
+MARGIN = 0.25  # of the longer side of the body stays free around it: room for faint rings
+TAIL = 0.02  # of the pixels may lie below the dark level, and as many above the bright one
+LEAST_SPREAD = 0.02  # between the two, so that next to nothing is not blown up
 FAINT = 3.0  # grey levels: below this difference there is nothing to find
 
 
@@ -51,7 +54,7 @@ def find_body(picture: Image.Image) -> tuple[tuple[float, float, float, float], 
         picture's edge, and the background's colour. The whole picture when nothing stands out.
     """
     width, height = picture.size
-    cells = np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX, reducing_gap=1.0), np.float32)
+    cells = np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX, reducing_gap=1.0)).astype(np.float32)
     border = np.concatenate((cells[0], cells[-1], cells[1:-1, 0], cells[1:-1, -1]))
     sky = np.median(border, axis=0)
     away = np.pad(np.abs(cells - sky).max(axis=2), 1, mode="edge")
@@ -73,26 +76,44 @@ def find_body(picture: Image.Image) -> tuple[tuple[float, float, float, float], 
     else:
         left, right = (columns[0] - 1) * width / GRID, columns[-1] * width / GRID
         top, bottom = (rows[0] - 1) * height / GRID, rows[-1] * height / GRID
-    half = max(right - left, bottom - top) * (0.5 + MARGIN)
+    side = max(right - left, bottom - top)
+    half = max(side, min(side * (1 + 2 * MARGIN), width, height)) / 2  # no margin beyond the picture's own size
     x, y = (left + right) / 2, (top + bottom) / 2
     return (x - half, y - half, x + half, y + half), colour
+
+
+def level(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """
+    The same picture in plain light: the colour of the haze taken away, and what is dark made bright.
+
+    Args:
+        values: Shape (H, W, 3), 0 to 1.
+
+    Returns:
+        The dark level of each channel is 0, the bright level of their mean is 1; a few pixels lie beyond.
+    """
+    flat = values.reshape(-1, 3)
+    tail = int(len(flat) * TAIL)
+    flat = flat - np.partition(flat, tail, axis=0)[tail]
+    bright = np.partition(flat.mean(axis=1), len(flat) - 1 - tail)[len(flat) - 1 - tail]
+    return np.asarray(flat.reshape(values.shape) / np.float32(max(LEAST_SPREAD, float(bright))), np.float32)
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """Picture to network input; small, immutable, safe to share between threads, pickled by reference."""
 
-    size_px: tuple[int, int] = (64, 64)
+    size_px: tuple[int, int] = (72, 72)
 
     def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
         """
-        The body, cut out and brought to one size.
+        The body, cut out, brought to one size and to one brightness.
 
         Args:
             picture: Decoded, any size and mode.
 
         Returns:
-            Shape (1, H, W, 3), RGB, 0 to 1.
+            Shape (1, H, W, 3), RGB, about 0 to 1 (see `level`).
         """
         picture = rgb(picture)
         (left, top, right, bottom), colour = find_body(picture)
@@ -106,7 +127,7 @@ class Preprocess:
             canvas = Image.new("RGB", (width_px, height_px), colour)
             canvas.paste(part, place)
             part = canvas
-        return np.asarray(part, np.float32)[None] / np.float32(255)
+        return level(np.asarray(part).astype(np.float32) / np.float32(255))[None]
 
 
 @dataclass(frozen=True)
@@ -159,7 +180,7 @@ def build(
 
     Args:
         classes_count: K, the number of outputs.
-        size_px: Height and width of the input; its range is 0 to 1.
+        size_px: Height and width of the input; its range is about 0 to 1.
         widths: Filters of the convolutions; the first halves the picture, and so does a
             pooling after every second one.
         dropout: Share of the features dropped before the last layer while training.

@@ -33,18 +33,17 @@ def _step(values: Floats, start: float, end: float) -> Floats:
 
 def _noise(points: Floats, rng: Rng, scale: float, octaves: int = 4) -> Floats:
     """Smooth random values about 0 to 1 for points (..., 3); each octave halves in size and in strength."""
-    table, total, strength = rng.random((16, 16, 16)), np.zeros(points.shape[:-1]), 0.0
+    table, total, strength = rng.random(16**3), np.zeros(points.shape[:-1]), 0.0
     for octave in range(octaves):
         place = points * scale * 2**octave + rng.uniform(0, 16, 3)
         cell = np.floor(place).astype(int)
-        part = place - cell
-        part = part * part * (3 - 2 * part)
-        value = np.zeros_like(total)
-        for corner in np.ndindex(2, 2, 2):
-            weight = np.prod(np.where(corner, part, 1 - part), axis=-1)
-            at = (cell + corner) & 15
-            value += weight * table[at[..., 0], at[..., 1], at[..., 2]]
-        total += value / 2**octave
+        high = place - cell
+        high = high * high * (3 - 2 * high)
+        weights = (1 - high, high)
+        rows = (cell & 15, (cell + 1) & 15)
+        for i, j, k in np.ndindex(2, 2, 2):
+            at = (rows[i][..., 0] << 8) | (rows[j][..., 1] << 4) | rows[k][..., 2]
+            total += weights[i][..., 0] * weights[j][..., 1] * weights[k][..., 2] * (table[at] / 2**octave)
         strength += 1 / 2**octave
     return np.asarray((total / strength - 0.5) * 1.8 + 0.5)
 
@@ -106,7 +105,7 @@ def _mercury(points: Floats, rng: Rng) -> Floats:
 
 
 def _moon(points: Floats, rng: Rng) -> Floats:
-    grey = 168 + 22 * (_noise(points, rng, 5, 4) - 0.5)
+    grey = 172 + 34 * (_noise(points, rng, 6, 4) - 0.5)
     maria = _noise(points, rng, 1.1, 4) + 0.16 * points[..., 2] * rng.uniform(0, 1)
     grey = grey * (1 - 0.5 * _step(maria, 0.5, 0.6))
     return (grey * (1 + 0.9 * _craters(points, rng, 80, 0.06, 0.08)))[..., None] * (1.0, 0.985, 0.98)
@@ -115,7 +114,7 @@ def _moon(points: Floats, rng: Rng) -> Floats:
 def _neptune(points: Floats, rng: Rng) -> Floats:
     deep, plain, light = (46, 52, 158), (52, 92, 208), (68, 128, 222)
     colours = _bands(points, rng, [deep, plain, light, plain, deep, plain, light, plain, deep], 0.12)
-    streaks = _step(_noise(points * (1, 8, 1), rng, 1.6, 4), 0.72, 0.85)
+    streaks = _step(_noise(points * (1, 8, 1), rng, 1.6, 4), 0.76, 0.92)
     return _mix(colours, (205, 225, 250), 0.7 * streaks)
 
 
@@ -200,15 +199,17 @@ def render(body: str, seed: int | Sequence[int], size_px: int = 128) -> Image.Im
     x, y = x * roll[0, 0] + y * roll[0, 1], x * roll[1, 0] + y * roll[1, 1]
     far = np.hypot(x, y)
     depth = np.sqrt(np.clip(1 - far**2, 0, 1))
-    facing = np.stack((x, y, depth), axis=-1) / np.maximum(far, 1)[..., None]
+    seen = far < 1 + 1 / (globe * size_px)
+    facing = (np.stack((x, y, depth), axis=-1) / np.maximum(far, 1)[..., None])[seen]
     opening = float(rng.uniform(0.06, 0.75) * rng.choice((-1, 1)))
     tilt = opening if body == "Saturn" else float(rng.normal(0, 0.4))
     points = facing @ _turn(tilt, 1, 2) @ _turn(rng.uniform(-math.pi, math.pi), 0, 2)
     colours = _PAINTERS[body](points, rng) * rng.uniform(0.95, 1.05, 3)
     light = np.array([rng.normal(0, 0.3), rng.normal(0, 0.3), 1.0])
     lit = np.clip(facing @ (light / np.linalg.norm(light)), 0, 1) ** rng.uniform(0.05, 0.45)
-    covered = np.clip((1 - far) * globe * size_px + 0.5, 0, 1)
-    picture = colours * (lit * covered)[..., None]
+    covered = np.clip((1 - far[seen]) * globe * size_px + 0.5, 0, 1)
+    picture: Floats = np.zeros((size_px, size_px, 3))
+    picture[seen] = colours * (lit * covered)[..., None]
     if body == "Saturn":
         ring, cover = _rings(x, y, np.where(far < 1, depth, -9.0), opening, rng)
         picture = _mix(picture, ring * rng.uniform(0.8, 1.1), cover)

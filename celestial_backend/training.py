@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import platform
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -25,26 +24,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL import __version__ as pillow_version
 
 from celestial_backend import __version__, network, robustness
 from celestial_backend.augment import augment
 from celestial_backend.errors import NotEnoughDataError, TrainingError
 from celestial_backend.renderer import BODIES, render
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
+LEAST_CLASSES = 2
 LEAST_PER_CLASS = 3  # pictures: fewer leave nothing to learn from once some are held out
 LONGEST_SIDE_PX = 512  # pictures are kept in memory while training, no larger than this
+RENDERED_TO_JUDGE = 40  # pictures of each body
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Every number that decides what a training does; the defaults made the shipped model."""
 
-    size_px: tuple[int, int] = (64, 64)
+    size_px: tuple[int, int] = (72, 72)
     widths: tuple[int, ...] = (24, 32, 48, 64, 96, 128)
     dropout: float = 0.1
-    epochs: int = 100
+    epochs: int = 75
     batch: int = 64
     learning_rate: float = 0.003  # at its peak; rises over the first tenth, then falls as a cosine
     weight_decay: float = 0.01
@@ -58,17 +60,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Example:
-    """One picture to learn from; ``load`` is called once, and may be called from any thread."""
+    """One picture to learn from; ``load`` is called once or twice in a training, by its thread."""
 
     load: Callable[[], Image.Image]
     class_name: str
-    name: str
+    name: str  # decides whether it is held out, whatever folder it is in
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is; ``held_out_accuracy`` is None within an epoch."""
+    """Where a training is: epoch from 0, steps done in it, mean loss of the epoch; the accuracy comes at its end."""
 
     epoch: int
     epochs: int
@@ -99,21 +101,12 @@ class TrainedModel:
         return network.Postprocess(self.classes)
 
 
-def _load(path: Path) -> Image.Image:
-    with Image.open(path) as opened:
-        opened.draft("RGB", (LONGEST_SIDE_PX, LONGEST_SIDE_PX))
-        opened.load()
-        picture = network.rgb(opened)
-    picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX))
-    return picture
-
-
 def read_folder(folder: Path) -> list[Example]:
     """
     The examples of a folder with one sub-folder for each class, in the order of their names.
 
     Files that cannot be read as pictures are left out and reported in the log. The pictures
-    are decoded here, once, and kept.
+    are decoded here, once, and kept in memory.
 
     Raises:
         TrainingError: The folder is none.
@@ -126,38 +119,49 @@ def read_folder(folder: Path) -> list[Example]:
     for class_folder in classes:
         for path in sorted(entry for entry in class_folder.iterdir() if entry.is_file()):
             try:
-                picture = _load(path)
+                picture = _open(path)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 skipped.append(f"{class_folder.name}/{path.name}")
             else:
                 examples.append(Example(picture.copy, class_folder.name, path.name))
     if skipped:
-        log.warning("%d files are no pictures and were left out: %s", len(skipped), ", ".join(skipped[:20]))
+        logger.warning("%d files are no pictures and were left out: %s", len(skipped), ", ".join(skipped[:20]))
     check_counts(examples, [entry.name for entry in classes])
     return examples
 
 
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as opened:
+        opened.draft("RGB", (LONGEST_SIDE_PX, LONGEST_SIDE_PX))
+        opened.load()
+        picture = network.rgb(opened)
+    picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX))
+    return picture
+
+
 def check_counts(examples: Sequence[Example], classes: Sequence[str]) -> None:
     """
-    Every class has enough to learn from and to hold out.
+    Make sure that every class has enough to learn from and to hold out.
 
     Raises:
         NotEnoughDataError: The message gives the counts.
     """
     counts = Counter(example.class_name for example in examples)
-    if len(classes) < 2 or any(counts[name] < LEAST_PER_CLASS for name in classes):
+    if len(classes) < LEAST_CLASSES or any(counts[name] < LEAST_PER_CLASS for name in classes):
         seen = ", ".join(f"{name}: {counts[name]}" for name in classes) or "no class at all"
         raise NotEnoughDataError(
-            f"Training needs at least 2 classes with {LEAST_PER_CLASS} readable pictures each, got {seen}. "
-            "Add pictures or remove the class."
+            f"Training needs at least {LEAST_CLASSES} classes with {LEAST_PER_CLASS} readable pictures each, "
+            f"got {seen}. Add pictures or remove the class."
         )
 
 
 def split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
     """
-    To learn from, and held out; decided for each class by the hash of the file names alone.
+    To learn from, and held out; decided within each class by the hash of the names alone.
 
-    At least one example of each class is held out, and at least one is left.
+    Args:
+        examples: In any order.
+        share: Of each class to hold out; at least one example is, and at least one is not.
     """
     ranked: dict[str, list[Example]] = {}
     for example in sorted(examples, key=lambda one: (hashlib.sha256(one.name.encode()).hexdigest(), one.name)):
@@ -172,7 +176,7 @@ def split(examples: Sequence[Example], share: float) -> tuple[list[Example], lis
 
 
 def rendered(classes: Sequence[str], per_class: int, seed: int) -> list[Example]:
-    """Examples from the renderer, for those classes that it knows."""
+    """Examples from the renderer, ``per_class`` for each of those classes that it knows."""
     return [
         Example(partial(render, name, (seed, index)), name, f"rendered {seed} {name} {index}")
         for name in classes
@@ -201,19 +205,17 @@ def train(
     seed_everything(recipe.seed)
     learn, held_out = split(examples, recipe.held_out_share)
     learn += rendered(classes, recipe.rendered_per_class, recipe.seed)
-    fresh = network.build(len(classes), recipe.size_px, recipe.widths, recipe.dropout)
-    fit(fresh, learn, classes, recipe, held_out, progress)
-    fresh = network.fused(fresh, recipe.dropout)
-    metrics = calibrate(fresh, held_out, classes, recipe)
-    metrics |= score(fresh, held_out, classes, recipe)
-    metrics |= {
-        "counts": {
-            "learned_from": dict(Counter(example.class_name for example in learn)),
-            "held_out": dict(Counter(example.class_name for example in held_out)),
-        },
-        "seconds": round(time.monotonic() - started, 1),
+    model = network.build(len(classes), recipe.size_px, recipe.widths, recipe.dropout)
+    fit(model, learn, classes, recipe, held_out, progress)
+    model = network.fused(model, recipe.dropout)
+    metrics = calibrate_and_score(model, held_out, classes, recipe)
+    metrics["counts"] = {
+        "learned_from": dict(Counter(example.class_name for example in learn)),
+        "of_these_rendered": recipe.rendered_per_class,
+        "held_out": dict(Counter(example.class_name for example in held_out)),
     }
-    return TrainedModel(fresh, classes, recipe, metrics)
+    metrics["seconds"] = round(time.monotonic() - started)
+    return TrainedModel(model, classes, recipe, metrics)
 
 
 def seed_everything(seed: int) -> None:
@@ -238,18 +240,36 @@ def fit(
 
     The pixels depend on seed, epoch and the example's place alone, never on the threads.
     """
-    import keras
-
-    pictures = [example.load() for example in examples]
-    columns = np.array([classes.index(example.class_name) for example in examples])
-    targets = np.eye(len(classes), dtype=np.float32)[columns]
-    weights = np.array([example.weight for example in examples], np.float32)
     batch = min(recipe.batch, len(examples))
     steps = len(examples) // batch
+    pictures, targets = _loaded(examples, classes)
+    weights = np.array([example.weight for example in examples], np.float32)
+    checks, truths = _loaded(held_out, classes)
+    _compile(model, recipe, steps)
+    started, report = time.monotonic(), progress or (lambda _: None)
+    for epoch in range(recipe.epochs):
+        loss = 0.0
+        for step, (rows, inputs) in enumerate(_batches(pictures, epoch, batch, steps, recipe)):
+            one = float(model.train_on_batch(inputs, targets[rows], weights[rows]))
+            loss += (one - loss) / (step + 1)
+            report(Progress(epoch, recipe.epochs, step + 1, steps, time.monotonic() - started, loss))
+        if checks:
+            right = float((logits_of(model, checks, recipe).argmax(axis=1) == truths.argmax(axis=1)).mean())
+            report(Progress(epoch, recipe.epochs, steps, steps, time.monotonic() - started, loss, right))
+
+
+def _loaded(examples: Sequence[Example], classes: Sequence[str]) -> tuple[list[Image.Image], NDArray[np.float32]]:
+    columns = [classes.index(example.class_name) for example in examples]
+    return [example.load() for example in examples], np.eye(len(classes), dtype=np.float32)[columns]
+
+
+def _compile(model: Any, recipe: Recipe, steps: int) -> None:
+    import keras
+
     rising = 1 + recipe.epochs * steps // 10
     schedule = keras.optimizers.schedules.CosineDecay(
         recipe.learning_rate / 20,
-        decay_steps=recipe.epochs * steps - rising,
+        decay_steps=max(1, recipe.epochs * steps - rising),
         alpha=0.002,
         warmup_target=recipe.learning_rate,
         warmup_steps=rising,
@@ -258,18 +278,6 @@ def fit(
         keras.optimizers.AdamW(schedule, recipe.weight_decay, global_clipnorm=1.0),
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
     )
-    checks = clean_inputs(held_out, recipe)
-    truths = np.array([classes.index(example.class_name) for example in held_out])
-    started = time.monotonic()
-    report = progress or (lambda _: None)
-    for epoch in range(recipe.epochs):
-        model.reset_metrics()
-        loss = 0.0
-        for step, (rows, inputs) in enumerate(_batches(pictures, epoch, batch, steps, recipe)):
-            loss = float(model.train_on_batch(inputs, targets[rows], weights[rows]))
-            report(Progress(epoch, recipe.epochs, step, steps, time.monotonic() - started, loss))
-        right = float((forward(model, checks).argmax(axis=1) == truths).mean()) if len(checks) else None
-        report(Progress(epoch, recipe.epochs, steps, steps, time.monotonic() - started, loss, right))
 
 
 def _batches(
@@ -291,28 +299,25 @@ def _batches(
             yield part, inputs
 
 
-def clean_inputs(examples: Sequence[Example], recipe: Recipe) -> NDArray[np.float32]:
-    """Network inputs of the examples as they are, shape (N, H, W, 3)."""
-    return _inputs([example.load() for example in examples], recipe)
-
-
-def _inputs(pictures: Sequence[Image.Image], recipe: Recipe) -> NDArray[np.float32]:
+def logits_of(model: Any, pictures: Sequence[Image.Image], recipe: Recipe, batch: int = 64) -> NDArray[np.float32]:
+    """Logits of N >= 1 pictures of any size and mode, shape (N, K)."""
     preprocess = network.Preprocess(recipe.size_px)
-    return np.concatenate([np.zeros((0, *recipe.size_px, 3), np.float32), *(preprocess(one) for one in pictures)])
+    groups = (pictures[start : start + batch] for start in range(0, len(pictures), batch))
+    return np.concatenate(
+        [model.predict_on_batch(np.concatenate([preprocess(one) for one in some])) for some in groups]
+    )
 
 
-def forward(model: Any, inputs: NDArray[np.float32], batch: int = 64) -> NDArray[np.float32]:
-    """Logits of all inputs, shape (N, K)."""
-    parts = [model.predict_on_batch(inputs[start : start + batch]) for start in range(0, len(inputs), batch)]
-    return np.concatenate(parts) if parts else np.zeros((0, model.output_shape[-1]), np.float32)
-
-
-def calibrate(model: Any, held_out: Sequence[Example], classes: Sequence[str], recipe: Recipe) -> dict[str, Any]:
+def calibrate_and_score(
+    model: Any, held_out: Sequence[Example], classes: Sequence[str], recipe: Recipe
+) -> dict[str, Any]:
     """
-    Fold the best temperature for augmented held-out pictures into the network.
+    Fold the best temperature for augmented held-out pictures into a network, and say how good it is.
 
     Returns:
-        The temperature and the calibration error of the judge's pictures before it.
+        The figures of `robustness.figures` for the held-out pictures, the accuracy on freshly
+        rendered ones (None when the renderer knows none of the classes), the temperature and
+        what the calibration errors were before it.
     """
     pictures = [example.load() for example in held_out]
     truths = np.array([classes.index(example.class_name) for example in held_out])
@@ -321,68 +326,39 @@ def calibrate(model: Any, held_out: Sequence[Example], classes: Sequence[str], r
         for turn in range(recipe.calibration_rounds)
         for row, picture in enumerate(pictures)
     ]
-    before = score(model, held_out, classes, recipe)["calibration_error"]
-    divisor = network.temperature(forward(model, _inputs(changed, recipe)), np.tile(truths, recipe.calibration_rounds))
+    divisor = network.temperature(logits_of(model, changed, recipe), np.tile(truths, recipe.calibration_rounds))
+    answered = robustness.answers(lambda some: logits_of(model, some, recipe), pictures, recipe.seed)
+    before = robustness.figures(answered, truths)
     network.fold_temperature(model, divisor)
-    return {"temperature": round(divisor, 4), "calibration_error_before": before}
-
-
-def score(model: Any, held_out: Sequence[Example], classes: Sequence[str], recipe: Recipe) -> dict[str, Any]:
-    """Accuracy clean, under each corruption and on rendered pictures; calibration error; confusion."""
-    truths = np.array([classes.index(example.class_name) for example in held_out])
-    postprocess = network.Postprocess(tuple(classes))
-    accuracy, confusion = {}, np.zeros((len(classes), len(classes)), int)
-    gathered, answers = [], []
-    for name, pictures in robustness.suite([example.load() for example in held_out], recipe.seed).items():
-        probabilities = postprocess.batch(forward(model, _inputs(pictures, recipe)))
-        expected = np.tile(truths, len(pictures) // len(truths))
-        accuracy[name] = round(float((probabilities.argmax(axis=1) == expected).mean()), 4)
-        np.add.at(confusion, (expected, probabilities.argmax(axis=1)), 1)
-        gathered.append(probabilities)
-        answers.append(expected)
-    clean = accuracy.pop("clean")
-    fresh = rendered(classes, 30, recipe.seed + 1)
-    right = forward(model, clean_inputs(fresh, recipe)).argmax(axis=1) == [
-        list(classes).index(example.class_name) for example in fresh
-    ]
-    return {
-        "accuracy": clean,
-        "accuracy_rendered": round(float(right.mean()), 4) if fresh else None,
-        "accuracy_corrupted": accuracy,
-        "accuracy_corrupted_mean": round(float(np.mean(list(accuracy.values()))), 4),
-        "calibration_error": {
-            "clean": round(robustness.expected_calibration_error(gathered[0], answers[0]), 4),
-            "corrupted": round(
-                robustness.expected_calibration_error(np.concatenate(gathered[1:]), np.concatenate(answers[1:])), 4
-            ),
-        },
-        "confusion": confusion.tolist(),
+    fresh = rendered(classes, RENDERED_TO_JUDGE, recipe.seed + 1)
+    drawn = np.array([classes.index(example.class_name) for example in fresh])
+    guessed = logits_of(model, [example.load() for example in fresh], recipe).argmax(axis=1) if fresh else drawn
+    return robustness.figures(answered, truths, divisor) | {
+        "accuracy_rendered": round(float((guessed == drawn).mean()), 4) if fresh else None,
+        "calibration_error_before": before["calibration_error"],
+        "calibration_error_corrupted_before": before["calibration_error_corrupted"],
+        "temperature": round(divisor, 4),
     }
 
 
 def save(trained: TrainedModel, folder: Path) -> None:
     """
-    Write ``config.json``, ``metadata.json``, ``model.weights.h5`` and ``card.json``: plain files, no pickle.
+    Write a model as plain files, no pickle; what else is in the folder stays.
 
-    The folder appears, or is replaced, only once all of it is written.
+    ``config.json``, ``metadata.json`` and ``model.weights.h5`` are Keras's own, ``card.json`` is
+    `network.Card`, and ``MODEL_CARD.md`` with ``confusion.png`` says the same to people.
     """
     import keras
     import tensorflow as tf
 
     versions = {"celestial_backend": __version__, "keras": keras.__version__, "tensorflow": tf.__version__}
-    card = {
-        "classes": trained.classes,
-        "size_px": trained.recipe.size_px,
-        "metrics": trained.metrics,
-        "recipe": asdict(trained.recipe),
-        "versions": versions | {"numpy": np.__version__, "python": platform.python_version()},
-    }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        written = Path(place) / "model"
-        trained.network.save(written, zipped=False, include_optimizer=False)
-        shutil.rmtree(written / "assets", ignore_errors=True)
-        (written / network.CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
-        if folder.exists():
-            folder.rename(Path(place) / "old")
-        written.rename(folder)
+    versions |= {"numpy": np.__version__, "pillow": pillow_version, "python": platform.python_version()}
+    recipe = trained.recipe
+    card = network.Card(trained.classes, recipe.size_px, trained.metrics, asdict(recipe), versions)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        trained.network.save(place, zipped=False, include_optimizer=False)
+        for name in network.FILES:
+            (Path(place) / name).replace(folder / name)
+    robustness.write_card(asdict(card), folder)
+    (folder / network.CARD).write_text(json.dumps(asdict(card), indent=1) + "\n", "utf-8")
