@@ -50,8 +50,8 @@ def train(
 ) -> None:
     """Train on FOLDER, one sub-folder per class, and register the model in the BentoML store."""
     examples = training.read_folder(folder)
-    told = {"epochs": epochs, "seed": seed}
-    recipe = replace(training.Recipe(), **{name: value for name, value in told.items() if value is not None})
+    recipe = training.Recipe()
+    recipe = replace(recipe, epochs=epochs or recipe.epochs, seed=recipe.seed if seed is None else seed)
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[score]}"), TimeRemainingColumn(),

@@ -99,12 +99,18 @@ class Studio:
 
         if not self.url:
             raise StudioError("A personal access token needs Label Studio's address. Set LABEL_STUDIO_URL.")
+        used_before = self._client is not None
         try:
             if self._client is None:
                 # The slash keeps the sub-path of http://host/label-studio in the SDK's refresh address.
                 self._client = LabelStudio(base_url=f"{self.url}/", api_key=key, timeout=REFRESH_TIMEOUT_S)  # type: ignore[no-untyped-call]
             # The SDK renews the token here, for its own calls; it has no public name for that.
             header = self._client._client_wrapper.get_headers()["Authorization"]
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            self._client = None
+            if used_before:  # its connection may just have been closed for idleness
+                return self._bearer(key)
+            raise StudioError(self._unreachable(error)) from error
         except ApiError as error:
             raise StudioError(self._refusal(error)) from error
         except httpx.TimeoutException as error:
@@ -113,15 +119,18 @@ class Studio:
                 f" Check that it runs and that LABEL_STUDIO_URL is right.{localhost_hint(self.url)}"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise StudioError(
-                f"Label Studio cannot be reached at {self._place} ({type(error).__name__})."
-                f" Check that it runs and that LABEL_STUDIO_URL is right.{localhost_hint(self.url)}"
-            ) from error
+            raise StudioError(self._unreachable(error)) from error
         except ValueError as error:
             raise StudioError(
                 f"What answers at {self._place} is not Label Studio: it gave no access token. Check LABEL_STUDIO_URL."
             ) from error
         return {"Authorization": header}
+
+    def _unreachable(self, error: Exception) -> str:
+        return (
+            f"Label Studio cannot be reached at {self._place} ({type(error).__name__})."
+            f" Check that it runs and that LABEL_STUDIO_URL is right.{localhost_hint(self.url or '')}"
+        )
 
     def _refusal(self, error: ApiError) -> str:
         if error.status_code in (400, 401, 403):

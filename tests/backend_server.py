@@ -42,7 +42,7 @@ class ServerProcess:
     def __init__(self, command: Sequence[str | Path], *, cwd: Path, environ: Mapping[str, str], log: Path) -> None:
         self.log = log
         with log.open("ab") as output:
-            self.process = subprocess.Popen(  # noqa: S603 - the command is the test's own
+            self.process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=cwd,
                 env=dict(environ),

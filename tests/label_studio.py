@@ -89,9 +89,9 @@ def label_studio_program() -> Path:
         if not complete.exists():
             shutil.rmtree(folder, ignore_errors=True)
             uv = [sys.executable, "-m", "uv"]
-            subprocess.run([*uv, "venv", "--python", sys.executable, str(folder)], check=True)  # noqa: S603
+            subprocess.run([*uv, "venv", "--python", sys.executable, str(folder)], check=True)
             install = [*uv, "pip", "install", "--python", str(folder / "bin" / "python"), f"label-studio=={VERSION}"]
-            subprocess.run(install, check=True)  # noqa: S603
+            subprocess.run(install, check=True)
             complete.write_text(VERSION)
     return folder / "bin" / "label-studio"
 

@@ -148,7 +148,7 @@ def test_only_what_the_server_needs_gets_into_the_image() -> None:
     """Of the repository's files, the build sees the package, the entry point and the frozen requirements."""
     ignored = [line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     git = shutil.which("git") or "git"
-    listed = subprocess.run([git, "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)  # noqa: S603
+    listed = subprocess.run([git, "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     files = listed.stdout.split("\n")[:-1]
     seen = {file for file in files if in_context(file, ignored)}
     package = {file for file in files if file.startswith("celestial_backend/")}
@@ -217,7 +217,7 @@ class Served(ServerProcess):
 def run_healthcheck(environ: Mapping[str, str]) -> int:
     program, *rest = healthcheck()
     assert program == "python"
-    done = subprocess.run([sys.executable, *rest], env=dict(environ), capture_output=True, timeout=30, check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, *rest], env=dict(environ), capture_output=True, timeout=30, check=False)
     return done.returncode
 
 
@@ -286,7 +286,7 @@ def test_label_studios_healthcheck_wants_status_200(answering: Any) -> None:
     command = [sys.executable, *(part.replace("8080", str(answering.server_port)) for part in rest)]
     for status, healthy in ((200, True), (502, False)):
         answering.status = status
-        done = subprocess.run(command, env=UNSET, capture_output=True, timeout=30, check=False)  # noqa: S603
+        done = subprocess.run(command, env=UNSET, capture_output=True, timeout=30, check=False)
         assert (done.returncode == 0) is healthy
     assert {path for path, _ in answering.seen} == {"/health"}
 
@@ -323,10 +323,10 @@ def test_a_running_request_is_answered_before_the_server_stops(image: Path, answ
 def test_docker_compose_accepts_the_file() -> None:
     """Docker's own reader takes the file, and reads its values as these tests do."""
     docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:  # noqa: S603
+    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("no docker client with compose on this machine")
     command = [docker, "compose", "--env-file", os.devnull, "config", "--format", "json"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout)["services"]
     for name in ("label-studio", "backend"):

@@ -180,7 +180,7 @@ def test_importing_and_reading_a_card_starts_no_tensorflow() -> None:
         "import sys; from pathlib import Path; from celestial_backend import network;"
         f"network.load_card(Path({str(DEFAULT)!r})); sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"classes": ["a"]}'])

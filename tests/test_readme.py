@@ -123,7 +123,7 @@ def _train_help() -> None:
     """The command exists and takes a folder; that it trains is tested beside it."""
     environ = plain_environ(Path(sys.executable).parent)
     command = [sys.executable, "-m", "celestial_backend", "train", "--help"]
-    shown = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True)  # noqa: S603
+    shown = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True)
     assert "train [OPTIONS] FOLDER" in shown.stdout
 
 
@@ -186,7 +186,7 @@ def test_the_webhook_gets_its_password_as_the_readme_says(
     environ |= {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.legacy_token}
     (command,) = [line for line in COMMANDS if line.startswith("curl ")]
     shell = ["sh", "-c", f"WEBHOOK={webhook['id']}; {command} --fail"]
-    subprocess.run(shell, env=environ, cwd=tmp_path, check=True, capture_output=True, timeout=30)  # noqa: S603
+    subprocess.run(shell, env=environ, cwd=tmp_path, check=True, capture_output=True, timeout=30)
     label_studio.annotate(task, "Mars")
     backend.wait_for_log("POST /webhook 201")
     (webhook,) = label_studio.webhooks(project)

@@ -170,7 +170,7 @@ def test_check_ends_with_a_sentence_when_the_model_is_broken(tmp_path: Path) -> 
     assert "celestial_bodies_classifier_model:gone is not in the BentoML store" in missing.stderr
 
 
-def test_a_broken_model_does_not_keep_the_server_down(tmp_path: Path, backends: Backends) -> None:
+def test_a_broken_model_does_not_keep_the_server_down(backends: Backends) -> None:
     """Without `--check` it serves: /health is up, /setup and the log say what is wrong."""
     server = backends(CELESTIAL_MODEL="celestial_bodies_classifier_model:gone")
     setup = server.post("/setup", {"project": "1.1", "schema": label_config()})

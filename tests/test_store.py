@@ -181,9 +181,9 @@ def test_an_export_cut_in_half_is_refused(settings: Settings, guide: Path, tmp_p
     ("made", "sentence"),
     [
         pytest.param({"preprocess": None}, "has no custom object preprocess", id="no preprocess"),
-        pytest.param({"preprocess": None, "postprocess": None}, "no custom object preprocess and no post", id="no hooks"),
+        pytest.param({"preprocess": None, "postprocess": None}, "custom object preprocess and no post", id="no hooks"),
         pytest.param({"preprocess": lambda _: np.zeros(4)}, "a batch axis of 1, got shape", id="no batch axis"),
-        pytest.param({"preprocess": lambda _: 1 / 0}, "preprocess of .* failed on .*ZeroDivisionError", id="preprocess"),
+        pytest.param({"preprocess": lambda _: 1 / 0}, "preprocess of .* failed on .*ZeroDivision", id="preprocess"),
         pytest.param({"preprocess": lambda _: np.zeros((1, 7))}, "does not take what its preprocess", id="other input"),
         pytest.param({"postprocess": lambda _: {}}, "must give .*prediction.*probabilities", id="postprocess"),
         pytest.param({"outputs": 3}, "postprocess of .* failed on the network's output of 3 numbers", id="too wide"),

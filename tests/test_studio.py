@@ -99,6 +99,23 @@ def test_refreshed_when_it_ran_out(host: PictureHost) -> None:
     assert refreshes(host) == 2
 
 
+def test_a_connection_closed_for_idleness_costs_nothing(host: PictureHost) -> None:
+    """Label Studio closes the connection that the last renewal left open: the next one opens another."""
+    renew, asked = issuing(host, life_s=-1), []
+
+    def once_silent(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler)
+        if len(asked) == 2:
+            handler.close_connection = True
+        else:
+            renew(handler)
+
+    host.answers[REFRESH] = once_silent
+    shared = studio(host)
+    assert shared.authorization() != shared.authorization()
+    assert len(asked) == 3
+
+
 def test_forget(host: PictureHost) -> None:
     """A refused access token is dropped once, however many threads report it; a legacy token stays."""
     host.answers[REFRESH] = issuing(host)
@@ -226,4 +243,4 @@ def test_import_is_light() -> None:
         f" Studio(Settings(label_studio_api_key={LEGACY!r})).authorization();"
         " sys.exit('label_studio_sdk' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
