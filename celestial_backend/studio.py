@@ -92,14 +92,13 @@ class Studio:
                 self._client = None
         return True
 
-    def _bearer(self, key: str) -> dict[str, str]:
+    def _bearer(self, key: str, *, last: bool = False) -> dict[str, str]:
         import httpx
         from label_studio_sdk import LabelStudio
         from label_studio_sdk.core.api_error import ApiError
 
         if not self.url:
             raise StudioError("A personal access token needs Label Studio's address. Set LABEL_STUDIO_URL.")
-        used_before = self._client is not None
         try:
             if self._client is None:
                 # The slash keeps the sub-path of http://host/label-studio in the SDK's refresh address.
@@ -108,8 +107,8 @@ class Studio:
             header = self._client._client_wrapper.get_headers()["Authorization"]
         except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
             self._client = None
-            if used_before:  # its connection may just have been closed for idleness
-                return self._bearer(key)
+            if not last:  # the connection may just have been closed for idleness
+                return self._bearer(key, last=True)
             raise StudioError(self._unreachable(error)) from error
         except ApiError as error:
             raise StudioError(self._refusal(error)) from error

