@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from celestial_backend import logs, training
 from celestial_backend.errors import CelestialError
+from celestial_backend.examples import read_folder
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
 
@@ -49,20 +50,23 @@ def train(
     settings: Settings, folder: Path, export: Path | None, epochs: int | None, seed: int | None, *, as_json: bool
 ) -> None:
     """Train on FOLDER, one sub-folder per class, and register the model in the BentoML store."""
-    examples = training.read_folder(folder)
+    examples = read_folder(folder)
     recipe = training.Recipe()
     recipe = replace(recipe, epochs=epochs or recipe.epochs, seed=recipe.seed if seed is None else seed)
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[score]}"), TimeRemainingColumn(),
-        console=console,
+        console=console, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         shown = bar.add_task(f"Training on {len(examples)} pictures", score="")
 
         def show(at: training.Progress) -> None:
             bar.update(shown, total=at.epochs * at.steps, completed=at.epoch * at.steps + at.step)
             if at.held_out_accuracy is not None:
-                bar.update(shown, score=f"epoch {at.epoch + 1}/{at.epochs}, held-out {at.held_out_accuracy:.1%}")
+                score = f"epoch {at.epoch + 1}/{at.epochs}, held-out {at.held_out_accuracy:.1%}"
+                bar.update(shown, score=score)
+                if not console.is_terminal:
+                    click.echo(f"{score}, loss {at.loss:.3f}, {at.seconds:.0f} s", err=True)
 
         trained = training.train(examples, recipe, show)
     with tempfile.TemporaryDirectory() as place:

@@ -71,7 +71,7 @@ def decode(data: bytes, max_pixels: float) -> Image.Image:
         image = Image.open(BytesIO(data), formats=FORMATS)
         _check_size(image, max_pixels)
         image.load()
-        return _rgb(_upright(image))
+        return rgb(_upright(image))
     except (TooLargeError, DecodeError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -108,7 +108,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture of any mode in RGB, as `decode` says."""
     if image.mode.startswith("I;16"):
         image = _scaled(image, 0, 65535)
     elif image.mode in ("I", "F"):

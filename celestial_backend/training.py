@@ -1,15 +1,12 @@
 """
 Examples to a candidate model with its scores.
 
-An example is a picture that can be loaded, a class and a weight; where it comes from is the
-caller's affair. Everything random is drawn from the recipe's seed.
+Everything random is drawn from the recipe's seed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import platform
 import tempfile
 import time
@@ -17,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL import __version__ as pillow_version
 
-from celestial_backend import __version__, network, robustness
+from celestial_backend import __version__, modelcard, network, robustness
 from celestial_backend.augment import augment
-from celestial_backend.errors import NotEnoughDataError, TrainingError
-from celestial_backend.renderer import BODIES, render
+from celestial_backend.examples import Example, check_counts, rendered, split
 
-logger = logging.getLogger(__name__)
-
-LEAST_CLASSES = 2
-LEAST_PER_CLASS = 3  # pictures: fewer leave nothing to learn from once some are held out
-LONGEST_SIDE_PX = 512  # pictures are kept in memory while training, no larger than this
 RENDERED_TO_JUDGE = 40  # pictures of each body
 
 
@@ -56,16 +46,6 @@ class Recipe:
     calibration_rounds: int = 4  # augmented versions of each held-out picture
     seed: int = 20
     threads: int = 2
-
-
-@dataclass(frozen=True)
-class Example:
-    """One picture to learn from; ``load`` is called once or twice in a training, by its thread."""
-
-    load: Callable[[], Image.Image]
-    class_name: str
-    name: str  # decides whether it is held out, whatever folder it is in
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,90 +79,6 @@ class TrainedModel:
     def postprocess(self) -> network.Postprocess:
         """What must happen to this network's output."""
         return network.Postprocess(self.classes)
-
-
-def read_folder(folder: Path) -> list[Example]:
-    """
-    The examples of a folder with one sub-folder for each class, in the order of their names.
-
-    Files that cannot be read as pictures are left out and reported in the log. The pictures
-    are decoded here, once, and kept in memory.
-
-    Raises:
-        TrainingError: The folder is none.
-        NotEnoughDataError: Fewer than two classes, or a class with too few pictures.
-    """
-    if not folder.is_dir():
-        raise TrainingError(f"The training data must be a folder with one sub-folder for each class, got {folder}.")
-    examples, skipped = [], []
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for class_folder in classes:
-        for path in sorted(entry for entry in class_folder.iterdir() if entry.is_file()):
-            try:
-                picture = _open(path)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                skipped.append(f"{class_folder.name}/{path.name}")
-            else:
-                examples.append(Example(picture.copy, class_folder.name, path.name))
-    if skipped:
-        logger.warning("%d files are no pictures and were left out: %s", len(skipped), ", ".join(skipped[:20]))
-    check_counts(examples, [entry.name for entry in classes])
-    return examples
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as opened:
-        opened.draft("RGB", (LONGEST_SIDE_PX, LONGEST_SIDE_PX))
-        opened.load()
-        picture = network.rgb(opened)
-    picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX))
-    return picture
-
-
-def check_counts(examples: Sequence[Example], classes: Sequence[str]) -> None:
-    """
-    Make sure that every class has enough to learn from and to hold out.
-
-    Raises:
-        NotEnoughDataError: The message gives the counts.
-    """
-    counts = Counter(example.class_name for example in examples)
-    if len(classes) < LEAST_CLASSES or any(counts[name] < LEAST_PER_CLASS for name in classes):
-        seen = ", ".join(f"{name}: {counts[name]}" for name in classes) or "no class at all"
-        raise NotEnoughDataError(
-            f"Training needs at least {LEAST_CLASSES} classes with {LEAST_PER_CLASS} readable pictures each, "
-            f"got {seen}. Add pictures or remove the class."
-        )
-
-
-def split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """
-    To learn from, and held out; decided within each class by the hash of the names alone.
-
-    Args:
-        examples: In any order.
-        share: Of each class to hold out; at least one example is, and at least one is not.
-    """
-    ranked: dict[str, list[Example]] = {}
-    for example in sorted(examples, key=lambda one: (hashlib.sha256(one.name.encode()).hexdigest(), one.name)):
-        ranked.setdefault(example.class_name, []).append(example)
-    learn, held_out = [], []
-    for class_name in sorted(ranked):
-        mine = ranked[class_name]
-        count = min(len(mine) - 1, max(1, round(share * len(mine))))
-        held_out += mine[:count]
-        learn += mine[count:]
-    return learn, held_out
-
-
-def rendered(classes: Sequence[str], per_class: int, seed: int) -> list[Example]:
-    """Examples from the renderer, ``per_class`` for each of those classes that it knows."""
-    return [
-        Example(partial(render, name, (seed, index)), name, f"rendered {seed} {name} {index}")
-        for name in classes
-        if name in BODIES
-        for index in range(per_class)
-    ]
 
 
 def train(
@@ -360,5 +256,5 @@ def save(trained: TrainedModel, folder: Path) -> None:
         trained.network.save(place, zipped=False, include_optimizer=False)
         for name in network.FILES:
             (Path(place) / name).replace(folder / name)
-    robustness.write_card(asdict(card), folder)
+    modelcard.write_card(asdict(card), folder)
     (folder / network.CARD).write_text(json.dumps(asdict(card), indent=1) + "\n", "utf-8")

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "celestial_backend"
 FLOORS = [
     {"__init__", "errors"},
     {"settings", "logs", "protocol", "label_config", "exported", "decode", "folders"},
-    {"network", "renderer", "augment", "robustness"},
+    {"body", "renderer", "augment", "robustness", "modelcard"},
+    {"network", "examples"},
     {"labels", "studio", "guard", "classifier"},
     {"download", "store", "training"},
     {"images"},

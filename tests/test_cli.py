@@ -38,6 +38,7 @@ def test_train_registers_a_model_that_is_served(pictures: Path, tmp_path: Path) 
     """`train FOLDER` ends with a tag of the store that is from then on the latest, and with plain files if asked."""
     done = run("train", pictures, "--epochs", "2", "--export", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
+    assert "epoch 1/2, held-out" in done.stderr
     told = json.loads(done.stdout)
     store = ModelStore(Settings.from_environ())
     assert store.live_tag() == told["tag"]

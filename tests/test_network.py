@@ -15,8 +15,9 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from celestial_backend import network
+from celestial_backend.body import find_body, level
 from celestial_backend.errors import ModelError, ModelLoadError
-from celestial_backend.network import Postprocess, Preprocess, find_body, level
+from celestial_backend.network import Postprocess, Preprocess
 from celestial_backend.renderer import BODIES, render
 
 DEFAULT = Path(network.__file__).parent / "default_model"

@@ -16,20 +16,9 @@ from PIL import Image
 
 from celestial_backend import network, robustness
 from celestial_backend.errors import NotEnoughDataError, TrainingError
+from celestial_backend.examples import Example, read_folder, rendered, split
 from celestial_backend.renderer import render
-from celestial_backend.training import (
-    Example,
-    Progress,
-    Recipe,
-    TrainedModel,
-    fit,
-    logits_of,
-    read_folder,
-    rendered,
-    save,
-    split,
-    train,
-)
+from celestial_backend.training import Progress, Recipe, TrainedModel, fit, logits_of, save, train
 
 TINY = Recipe(
     size_px=(32, 32), widths=(8, 16, 24), epochs=4, batch=10, rendered_per_class=0, calibration_rounds=1, dropout=0.0
