@@ -16,6 +16,7 @@ from typing import Any
 import requests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+README_PORT = 9090
 BODIES = ("Earth", "Jupiter", "Mars", "Mercury", "Moon", "Neptune", "Pluto", "Saturn", "Uranus", "Venus")
 
 
@@ -25,9 +26,14 @@ def label_config(choices: Sequence[str] = BODIES) -> str:
     return f'<View><Image name="image" value="$image"/><Choices name="choice" toName="image">{lines}</Choices></View>'
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on at this moment."""
+def free_port(wanted: int = 0) -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on at this moment: the wanted one, if it can be had."""
     with socket.socket() as probe:
+        if wanted:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: old connections are no matter
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", wanted))
+                return wanted
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
@@ -101,12 +107,13 @@ class BackendServer(ServerProcess):
     """
     `label-studio-ml start . -p PORT` in the repository, with the settings that a test gives and no others.
 
-    The constructor returns when `/health` answers, after `start_s` seconds.
+    The constructor returns when `/health` answers, after `start_s` seconds. For the README's pictures
+    (`TEST_SCREENSHOTS`) the port is the README's, if nothing else is there; otherwise it is any.
     """
 
     def __init__(self, folder: Path, **settings: str | Path) -> None:
         """Start it; its log and, if not set, its state and its model store go into `folder`."""
-        self.port = free_port()
+        self.port = free_port(README_PORT if os.environ.get("TEST_SCREENSHOTS") else 0)
         self.url = f"http://127.0.0.1:{self.port}"
         bin_folder = Path(sys.executable).parent
         settings = {"MODEL_DIR": folder / "state", "BENTOML_HOME": folder / "bentoml"} | settings

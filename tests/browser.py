@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,9 +43,38 @@ class Annotator:
         self.page.keyboard.press("Enter")
         self.page.wait_for_url(lambda address: "login" not in address)
 
+    def create_project(self, title: str, pictures: Sequence[Path], config: str) -> int:
+        """Create Project: a name, picture files, a custom template's code; the number of the project, which is open."""
+        self.page.goto(f"{self.studio.url}/projects")
+        self.page.get_by_role("button", name="Create new project").click()
+        name = self.page.get_by_label("Project Name")
+        expect(name).to_have_value(re.compile("New Project"))  # what the dialog proposes, once it is ready
+        name.fill(title)
+
+        self.page.get_by_text("Data Import").click()
+        self.page.locator("#file-input").set_input_files(pictures)
+        expect(self.page.get_by_text(f"{len(pictures)} files uploaded")).to_be_visible()
+
+        self.page.get_by_text("Labeling Setup").click()
+        self.page.get_by_role("button", name="Create custom template").click()
+        self.page.get_by_text("Code", exact=True).click()
+        self.page.locator(".CodeMirror").click()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.insert_text(config)
+        expect(self.choices).to_have_count(config.count("<Choice "))  # the preview
+
+        self.page.get_by_role("button", name="Save", exact=True).click()
+        self.page.wait_for_url(re.compile(r"/projects/\d+/data"))
+        return int(self.page.url.split("/")[4])
+
+    def open_project(self, project: int) -> None:
+        self.page.goto(f"{self.studio.url}/projects/{project}/data")
+
     def fill_in_connect_model(self, project: int, title: str, url: str) -> None:
         """Settings > Model > Connect Model, with name and address."""
-        self.page.goto(f"{self.studio.url}/projects/{project}/settings/ml")
+        self.open_project(project)
+        self.page.get_by_role("link", name="Settings", exact=True).click()
+        self.page.get_by_role("link", name="Model", exact=True).click()
         self.page.get_by_role("button", name="Add machine learning model").click()
         self.page.fill("input[name=title]", title)
         self.page.fill("input[name=url]", url)
@@ -54,7 +83,7 @@ class Annotator:
         self.page.get_by_text("Validate and Save").click()
 
     def label_all_tasks(self, project: int) -> None:
-        self.page.goto(f"{self.studio.url}/projects/{project}/data")
+        self.open_project(project)
         self.page.get_by_text("Label All Tasks").click()
 
     def sees_task(self, task: int) -> None:

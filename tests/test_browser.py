@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from backend_server import BODIES, Backends, label_config
@@ -28,29 +29,28 @@ def person(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Annotato
         yield someone
 
 
-def upload_bodies(label_studio: LabelStudioServer, project: int, folder: Path, bodies: tuple[str, ...]) -> list[int]:
-    """One drawn picture of each body, uploaded in this order; wide, so that all choices are seen below it."""
-    for number, body in enumerate(bodies):
-        path = folder / f"{body}_{number}.png"
+def draw(folder: Path, bodies: Sequence[str]) -> list[Path]:
+    """A picture file of each body; wide, so that all choices are seen below it."""
+    paths = [folder / f"{body}_{number}.png" for number, body in enumerate(bodies)]
+    for number, (body, path) in enumerate(zip(bodies, paths, strict=True)):
         picture = Image.new("RGB", (640, 360))
         picture.paste(render(body, seed=number, size_px=360), (140, 0))
         picture.save(path)
-        label_studio.upload(project, [path])
-    return sorted(task["id"] for task in label_studio.tasks(project))
+    return paths
 
 
 def test_a_person_gets_pre_selected_choices_and_submits_them(
     label_studio: LabelStudioServer, backends: Backends, person: Annotator, tmp_path: Path
 ) -> None:
     """
-    Connected in the dialog, the backend's choice is ticked when a task opens.
+    In a project made in the browser, with the model connected there, the backend's choice is ticked when a task opens.
 
     One task is submitted as it comes, the other with another choice; both annotations name the prediction they
     came from, so a report can tell later how often the model was right.
     """
     backend = backends(LABEL_STUDIO_URL=label_studio.url, LABEL_STUDIO_API_KEY=label_studio.legacy_token)
-    project = label_studio.create_project("Celestial bodies")
-    first, second = upload_bodies(label_studio, project, tmp_path, ("Saturn", "Jupiter"))
+    project = person.create_project("Celestial bodies", draw(tmp_path, ("Saturn", "Jupiter")), label_config())
+    first, second = sorted(task["id"] for task in label_studio.tasks(project))
 
     person.fill_in_connect_model(project, "celestial-backend", backend.url)
     person.photograph("connect-model")
@@ -75,17 +75,19 @@ def test_a_person_gets_pre_selected_choices_and_submits_them(
     person.submit()
 
     tasks = {task["id"]: task for task in label_studio.tasks(project)}
-    for task, shown, submitted, origin in (
-        (first, accepted, accepted, "prediction"),
-        (second, suggested, [changed], "prediction-changed"),
-    ):
-        (prediction,), (annotation,) = tasks[task]["predictions"], tasks[task]["annotations"]
-        assert prediction["result"][0]["value"]["choices"] == shown
-        assert prediction["model_version"] == backend.model_version
-        assert annotation["result"][0]["value"]["choices"] == submitted
-        assert annotation["result"][0]["origin"] == origin
-        assert annotation["parent_prediction"] == prediction["id"]
+    assert_recorded(tasks[first], backend.model_version, accepted, accepted, origin="prediction")
+    assert_recorded(tasks[second], backend.model_version, suggested, [changed], origin="prediction-changed")
     assert person.refused == [], "Label Studio's page asked for something outside this machine"
+
+
+def assert_recorded(task: dict[str, Any], version: str, shown: list[str], submitted: list[str], origin: str) -> None:
+    """The task holds what was shown as a prediction, what was submitted as an annotation, and the way between them."""
+    (prediction,), (annotation,) = task["predictions"], task["annotations"]
+    assert prediction["result"][0]["value"]["choices"] == shown
+    assert prediction["model_version"] == version
+    assert annotation["result"][0]["value"]["choices"] == submitted
+    assert annotation["result"][0]["origin"] == origin
+    assert annotation["parent_prediction"] == prediction["id"]
 
 
 def test_the_dialog_says_which_choices_the_model_lacks(
