@@ -20,6 +20,7 @@ from celestial_backend.store import ModelStore
 
 logger = logging.getLogger(__name__)
 
+TOLD_MAX = 1000  # label configs whose warnings are remembered as told
 CHECK_S = 1.5  # Label Studio gives /setup three seconds, and the machine may be busy with TensorFlow
 
 Inputs = dict[str, NDArray[np.float32]]  # data key -> prepared picture, shape (1, *input_shape)
@@ -53,6 +54,8 @@ class Predictor:
             return
         choices = ChoiceMap.from_config(label_config, classes)
         if (tag, label_config) not in self._told:
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
             self._told.add((tag, label_config))
             for warning in choices.warnings:
                 logger.warning("%s", warning)
