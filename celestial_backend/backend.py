@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from celestial_backend.sdk import StatelessModel
@@ -42,7 +43,8 @@ class CelestialBodiesBackend(StatelessModel):
             LabelConfigError, ModelError: Nothing can be predicted; the whole request fails.
         """
         del context
-        return self.services.predictor.predict(tasks, self.get("label_config") or "")
+        deadline = time.monotonic() + self.services.settings.predict_max_s
+        return self.services.predictor.predict(tasks, self.get("label_config") or "", deadline)
 
     def fit(self, event: str, data: dict[str, Any], **_: Any) -> dict[str, Any]:
         """What comes of a training event: nothing yet, and that is what it says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 TOLD_MAX = 1000  # label configs whose warnings are remembered as told
 CHECK_S = 1.5  # Label Studio gives /setup three seconds, and the machine may be busy with TensorFlow
 
+LATE = object()  # in the place of a task whose pictures were not there in time
 Inputs = dict[str, NDArray[np.float32]]  # data key -> prepared picture, shape (1, *input_shape)
 
 
@@ -60,12 +62,17 @@ class Predictor:
             for warning in choices.warnings:
                 logger.warning("%s", warning)
 
-    def predict(self, tasks: Sequence[Any], label_config: str) -> list[Any]:
+    def predict(self, tasks: Sequence[Any], label_config: str, deadline: float = math.inf) -> list[Any]:
         """
         One answer per task, in order: a prediction, or ``[]`` for a task that failed.
 
         Label Studio drops the whole batch when the counts differ, stores nothing for ``[]``
         and asks for that task again. Each failure is logged with the task's id and its reason.
+
+        Args:
+            tasks: As Label Studio sends them.
+            label_config: Of the tasks' project.
+            deadline: On the monotonic clock; tasks whose pictures are not there by then get ``[]``.
 
         Raises:
             LabelConfigError: The label config and the model share no class.
@@ -75,8 +82,13 @@ class Predictor:
         classifier = self._store.current()
         choices = ChoiceMap.from_config(label_config, classifier.classes)
         answers: list[Any] = []
-        for chunk, inputs in self._prepared(tasks, classifier, choices):
-            answers += self._answers(chunk, inputs, classifier, choices)
+        for chunk, inputs in self._prepared(tasks, classifier, choices, deadline):
+            answers += self._answers(chunk, inputs, classifier, choices, deadline)
+        left = [LATE] * (len(tasks) - len(answers))
+        late = sum(answer is LATE for answer in answers + left)
+        if late:
+            logger.warning("%d tasks were not reached in time; retrieve predictions again, and they are next", late)
+        answers = [[] if answer is LATE else answer for answer in answers + left]
         failed = answers.count([])
         logger.info(
             "Predicted %d of %d tasks with %s in %.2f s, %d failed",
@@ -85,12 +97,14 @@ class Predictor:
         return answers
 
     def _prepared(
-        self, tasks: Sequence[Any], classifier: Classifier, choices: ChoiceMap
+        self, tasks: Sequence[Any], classifier: Classifier, choices: ChoiceMap, deadline: float
     ) -> Iterator[tuple[Sequence[Any], list[Future[Inputs]]]]:
         """Chunks of tasks with their pictures; the next chunk is read while one is predicted."""
         chunks = [tasks[i : i + self._batch_size] for i in range(0, len(tasks), self._batch_size)]
         waiting: list[tuple[Sequence[Any], list[Future[Inputs]]]] = []
         for chunk in chunks:
+            if time.monotonic() >= deadline:
+                break
             waiting.append((chunk, [self._pool.submit(self._inputs, task, classifier, choices) for task in chunk]))
             if len(waiting) == 2:
                 yield waiting.pop(0)
@@ -106,15 +120,20 @@ class Predictor:
         }
 
     def _answers(
-        self, chunk: Sequence[Any], inputs: list[Future[Inputs]], classifier: Classifier, choices: ChoiceMap
+        self,
+        chunk: Sequence[Any],
+        inputs: list[Future[Inputs]],
+        classifier: Classifier,
+        choices: ChoiceMap,
+        deadline: float,
     ) -> list[Any]:
-        ready = [_result_of(task, future) for task, future in zip(chunk, inputs, strict=True)]
-        rows = [array for prepared in ready if prepared for array in prepared.values()]
+        ready = [_result_of(task, future, deadline) for task, future in zip(chunk, inputs, strict=True)]
+        rows = [array for prepared in ready if isinstance(prepared, dict) for array in prepared.values()]
         probabilities: Iterator[Any] = iter(classifier.probabilities(np.concatenate(rows)) if rows else ())
         answers: list[Any] = []
         for task, prepared in zip(chunk, ready, strict=True):
-            if not prepared:
-                answers.append([])
+            if not isinstance(prepared, dict):
+                answers.append(prepared)
                 continue
             row_of = {key: next(probabilities) for key in prepared}
             if not all(np.isfinite(row).all() for row in row_of.values()):
@@ -126,13 +145,16 @@ class Predictor:
         return answers
 
 
-def _result_of(task: Any, future: Future[Inputs]) -> Inputs | None:
-    """A task's prepared pictures; None, and a line in the log, where they could not be had."""
+def _result_of(task: Any, future: Future[Inputs], deadline: float) -> Any:
+    """A task's prepared pictures; ``[]``, and a line in the log, where they could not be had; or `LATE`."""
     name = task.get("id") if isinstance(task, Mapping) else "without an id"
     try:
-        return future.result()
+        return future.result(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        future.cancel()
+        return LATE
     except CelestialError as error:
         logger.warning("Task %s: %s", name, error)
     except Exception:
         logger.exception("Task %s failed unexpectedly", name)
-    return None
+    return []

@@ -158,6 +158,12 @@ class Settings:
     fetch_threads: int = setting(
         "CELESTIAL_FETCH_THREADS", _count, 8, "Pictures that one process fetches and decodes side by side."
     )
+    predict_max_s: float = setting(
+        "CELESTIAL_PREDICT_MAX_S",
+        _positive,
+        90.0,
+        "Seconds after which a batch is answered with what is done; Label Studio waits 100 and drops what comes later.",
+    )
     batch_size: int = setting("CELESTIAL_BATCH_SIZE", _count, 64, "Pictures in one forward pass.")
 
     @classmethod

@@ -31,7 +31,6 @@ from celestial_backend.settings import MODEL_NAME, Settings
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
-NETWORK_FILES = ("config.json", "metadata.json", "model.weights.h5")
 RETRY_S = 30.0  # a model that failed to load is tried again after this long
 
 
@@ -100,7 +99,7 @@ class ModelStore:
         Save a trained network's plain files as a BentoML model, readable by `bentoml.keras.load_model` too.
 
         Args:
-            folder: As `training.save` writes it: `NETWORK_FILES` and a card.
+            folder: As `training.save` writes it: `network.FILES` and a card.
             model_version: The version part of the tag; BentoML makes one where it is not given.
 
         Returns:
@@ -122,7 +121,7 @@ class ModelStore:
             },
             metadata=json.loads(json.dumps(asdict(card))),  # lists for tuples: plain YAML, no Python in it
         ) as model:
-            for name in NETWORK_FILES:
+            for name in network.FILES:
                 shutil.copyfile(folder / name, model.path_of(name))
         return str(model.tag)
 
@@ -157,7 +156,7 @@ class ModelStore:
             ) from error
 
     def _register_default(self) -> None:
-        digest = hashlib.sha256(b"".join((DEFAULT_MODEL / name).read_bytes() for name in NETWORK_FILES)).hexdigest()
+        digest = hashlib.sha256(b"".join((DEFAULT_MODEL / name).read_bytes() for name in network.FILES)).hexdigest()
         default = f"default-{digest[:12]}"
         shutil.rmtree(self._path(f"{MODEL_NAME}:{default}"), ignore_errors=True)  # left by a start that was killed
         tag = self.register(DEFAULT_MODEL, default)

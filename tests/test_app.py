@@ -19,6 +19,7 @@ from label_studio_sdk.label_interface import LabelInterface
 
 from celestial_backend.app import create_app
 from celestial_backend.classifier import Classifier
+from celestial_backend.images import ImageReader
 from celestial_backend.renderer import render
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import Services, build
@@ -423,6 +424,32 @@ def test_fetch_threads_bound_the_pictures_read_at_once(
         client = create_app(build(replace(settings, fetch_threads=threads))).test_client()
         predict(client, tasks_of(BODIES))
         assert most == threads
+
+
+def test_a_batch_is_answered_in_time_with_what_is_done(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After CELESTIAL_PREDICT_MAX_S the rest gets `[]`: Label Studio keeps what came, and asks for the rest again."""
+    read = ImageReader.read
+    stuck = threading.Event()
+
+    def slow(self: ImageReader, value: Any, task_id: Any = None) -> Any:
+        if "Jupiter" in value:
+            stuck.wait(30)
+        return read(self, value, task_id)
+
+    monkeypatch.setattr(ImageReader, "read", slow)
+    client = create_app(build(replace(settings, predict_max_s=1.0, batch_size=4, fetch_threads=2))).test_client()
+    predict(client, tasks_of(["Mars"]))  # loads the model
+    try:
+        with caplog.at_level(logging.WARNING):
+            results = predict(client, tasks_of(["Mars", "Jupiter", "Venus", "Jupiter", *BODIES])).json["results"]
+    finally:
+        stuck.set()
+    assert len(results) == 14
+    assert [bool(one) for one in results[:4]] == [True, False, True, False]
+    assert results[4:] == [[]] * 10
+    assert any("12 tasks were not reached in time" in record.getMessage() for record in caplog.records)
 
 
 def test_each_request_leaves_one_line_with_counts(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from backend_server import REPOSITORY
 
+from celestial_backend.network import FILES
 from celestial_backend.renderer import render
 from celestial_backend.settings import Settings
-from celestial_backend.store import NETWORK_FILES, ModelStore
+from celestial_backend.store import ModelStore
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -44,7 +45,7 @@ def test_train_registers_a_model_that_is_served(pictures: Path, tmp_path: Path) 
     assert store.live_tag() == told["tag"]
     assert store.current().classes == ("Earth", "Saturn")
     assert 0 <= told["accuracy"] <= 1
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {*NETWORK_FILES, "card.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {*FILES, "card.json"}
 
 
 def test_train_refuses_a_folder_without_classes(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         "CELESTIAL_IMAGE_MAX_MB": ("1", 1.0),
         "CELESTIAL_IMAGE_MAX_MEGAPIXELS": ("9", 9.0),
         "CELESTIAL_FETCH_THREADS": ("2", 2),
+        "CELESTIAL_PREDICT_MAX_S": ("30", 30.0),
         "CELESTIAL_BATCH_SIZE": ("16", 16),
     }
     settings = Settings.from_environ({name: text for name, (text, _) in given.items()})

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundError
+from celestial_backend.network import FILES
 from celestial_backend.renderer import render
 from celestial_backend.settings import MODEL_NAME, Settings
-from celestial_backend.store import DEFAULT_MODEL, NETWORK_FILES, ModelStore
+from celestial_backend.store import DEFAULT_MODEL, ModelStore
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -102,7 +103,7 @@ def test_bentoml_itself_can_load_what_is_registered(settings: Settings) -> None:
 
 def test_the_default_ships_without_a_pickle() -> None:
     """Weights and plain JSON only: nothing in the package runs code when it is read."""
-    assert {path.name for path in DEFAULT_MODEL.iterdir()} >= {*NETWORK_FILES, "card.json", "MODEL_CARD.md"}
+    assert {path.name for path in DEFAULT_MODEL.iterdir()} >= {*FILES, "card.json", "MODEL_CARD.md"}
     assert not [path for path in DEFAULT_MODEL.rglob("*") if path.suffix in (".pkl", ".pickle", ".keras")]
 
 
