@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 import httpcore
 
 from celestial_backend.errors import FetchError, ForbiddenError, TooLargeError
-from celestial_backend.guard import PORTS, Guard, origin
+from celestial_backend.guard import PORTS, Guard, SilentHosts, origin
 from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio, localhost_hint
 
@@ -44,6 +44,7 @@ class Downloader:
         self._lock = threading.Lock()
         self._pool: httpcore.ConnectionPool | None = None
         self._pid = 0
+        self._silent = SilentHosts()
 
     def close(self) -> None:
         """Close every connection; the next download opens new ones."""
@@ -83,30 +84,30 @@ class Downloader:
 
     def _hop(self, url: str, own: bool, deadline: float) -> bytes | str:
         """The file, or the address it redirects to. A broken connection and a stale token are tried twice."""
-        target = _target(url)
+        target, place = _target(url), origin(url) or ("", "", 0)
+        self._silent.check(place)
+        answered = False
         timeouts = dict.fromkeys(("connect", "read", "write"), deadline)
         for last in (False, True):
             token = self._studio.authorization() if own else {}
-            headers: dict[bytes | str, bytes | str] = {
-                "Host": _host(url).split("://", 1)[1],
-                "User-Agent": "celestial-backend",
-                "Accept": "*/*",
-            }
-            headers.update(token)
+            headers = {"Host": _host(url).split("://", 1)[1], "User-Agent": "celestial-backend", "Accept": "*/*"}
             try:
                 with self._connections().stream(
-                    "GET", target, headers=headers, extensions={"timeout": timeouts}
+                    "GET", target, headers=list((headers | token).items()), extensions={"timeout": timeouts}
                 ) as response:
+                    answered = True
+                    self._silent.forget(place)
                     if response.status == 401 and not last and self._studio.forget(token):
                         continue
                     return self._answer(url, own, response)
             except httpcore.TimeoutException as error:
-                raise FetchError(
+                late = FetchError(
                     f"{_host(url)} must give it within {self._settings.image_timeout_s:g} seconds, and did not."
                     " Raise CELESTIAL_IMAGE_TIMEOUT_S or look after that host."
-                ) from error
+                )
+                raise (late if answered else self._silent.note(place, late)) from error
             except httpcore.ConnectError as error:
-                raise FetchError(_unreachable(url, *error.args)) from error
+                raise self._silent.note(place, FetchError(_unreachable(url, *error.args))) from error
             except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
                 if last:
                     raise FetchError(f"{_host(url)} broke off before the whole file was there. Try again.") from error

@@ -24,6 +24,8 @@ from celestial_backend.errors import FetchError, ForbiddenError
 from celestial_backend.settings import Settings
 
 PORTS = {"http": 80, "https": 443}
+SILENT_S = 30.0
+SILENT_MAX = 1000
 # Networks that lead to private addresses by another name, or that Python 3.11 calls global and nobody serves from.
 DISGUISED = tuple(
     ip_network(text)
@@ -54,6 +56,40 @@ def origin(url: str) -> Origin | None:
     if parts.scheme not in PORTS or not parts.hostname:
         return None
     return parts.scheme, parts.hostname.rstrip("."), PORTS[parts.scheme] if port is None else port
+
+
+class SilentHosts:
+    """
+    Hosts that did not answer a moment ago; safe to share between threads.
+
+    A batch may name a thousand pictures of a host that is down: it is waited for once,
+    not a thousand times, so the other pictures of the batch are still in time.
+    """
+
+    def __init__(self) -> None:
+        self._silent: dict[Origin, tuple[float, str]] = {}
+
+    def check(self, place: Origin) -> None:
+        """
+        Refuse a host that was silent less than half a minute ago.
+
+        Raises:
+            FetchError: With what was said of it then.
+        """
+        until, sentence = self._silent.get(place, (0.0, ""))
+        if time.monotonic() < until:
+            raise FetchError(f"{sentence} (It was tried a moment ago.)")
+
+    def note(self, place: Origin, error: FetchError) -> FetchError:
+        """Remember that a host was silent; gives the error back, to be raised."""
+        if len(self._silent) >= SILENT_MAX:
+            self._silent.clear()
+        self._silent[place] = (time.monotonic() + SILENT_S, str(error))
+        return error
+
+    def forget(self, place: Origin) -> None:
+        """It has answered."""
+        self._silent.pop(place, None)
 
 
 class Guard(httpcore.NetworkBackend):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from picture_host import PictureHost, picture_host, redirect
 
-from celestial_backend import download
+from celestial_backend import download, guard
 from celestial_backend.download import Downloader
 from celestial_backend.errors import FetchError, ForbiddenError, TooLargeError
 from celestial_backend.guard import Guard, origin
@@ -287,6 +287,34 @@ class TestLimits:
         assert said.startswith(f"{host.url} must give it within 0.4 seconds, and did not.")
         assert "CELESTIAL_IMAGE_TIMEOUT_S" in said
         assert "s3cret" not in said
+
+    def test_a_silent_host_is_waited_for_once(self, host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second picture of a host that just said nothing fails at once; half a minute later it is asked again."""
+        stop = threading.Event()
+        host.answers |= {"/a": lambda _: stop.wait(3), "/b": b"here"}
+        patient = downloader(image_timeout_s=0.4)
+        assert "within 0.4 seconds" in refused(FetchError, patient, f"{host.url}/a")
+        stop.set()
+        start = time.monotonic()
+        said = refused(FetchError, patient, f"{host.url}/b")
+        assert time.monotonic() - start < 0.2
+        assert said.endswith("(It was tried a moment ago.)")
+        monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + guard.SILENT_S)
+        assert patient.get(f"{host.url}/b") == b"here"
+
+    def test_a_slow_picture_silences_no_host(self, host: PictureHost) -> None:
+        """A host that began to answer is asked for the next picture."""
+        stop = threading.Event()
+
+        def drip(handler: BaseHTTPRequestHandler) -> None:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+            stop.wait(3)
+
+        host.answers |= {"/a": drip, "/b": b"here"}
+        patient = downloader(image_timeout_s=0.4)
+        refused(FetchError, patient, f"{host.url}/a")
+        stop.set()
+        assert patient.get(f"{host.url}/b") == b"here"
 
     def test_time_covers_all_hops(self, host: PictureHost) -> None:
         """Redirects share one deadline."""
