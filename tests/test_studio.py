@@ -50,6 +50,7 @@ def issuing(host: PictureHost, life_s: float = 300, delay_s: float = 0) -> Calla
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
+        handler.close_connection = False  # as HTTP/1.1 says where no header says otherwise
 
     return answer
 
@@ -106,9 +107,8 @@ def test_a_connection_closed_for_idleness_costs_nothing(host: PictureHost) -> No
     def once_silent(handler: BaseHTTPRequestHandler) -> None:
         asked.append(handler)
         if len(asked) == 2:
-            handler.close_connection = True
-        else:
-            renew(handler)
+            return  # and the connection is closed
+        renew(handler)
 
     host.answers[REFRESH] = once_silent
     shared = studio(host)
