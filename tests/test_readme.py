@@ -237,3 +237,11 @@ def test_the_compose_settings_are_read_by_the_compose_file() -> None:
         assert f"${{{variable.strip('`')}:-{value}}}" in compose
     assert "172.30.55.0/24" in compose
     assert "ml-backend.internal" in compose
+
+
+def test_the_arguments_are_those_of_the_server() -> None:
+    """Every argument of `label-studio-ml start .` is named, and no other."""
+    told = subprocess.check_output([sys.executable, "_wsgi.py", "--help"], cwd=REPOSITORY, text=True)
+    offered = set(re.findall(r"--[a-z-]+", told)) - {"--help"}
+    section = README.split("`label-studio-ml start .` takes arguments too", 1)[1].split("\n\n", 1)[0]
+    assert set(re.findall(r"--[a-z-]+", section)) == offered
