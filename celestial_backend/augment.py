@@ -17,7 +17,8 @@ from PIL import Image, ImageFilter
 Floats = NDArray[np.float32]
 Rng = np.random.Generator
 
-CLEAN_SHARE = 0.18  # of the examples are only turned, so that the plain case stays the surest
+CLEAN_SHARE = 0.28  # of the examples come as they are, or only turned, so that the plain case stays the surest
+RESIZED_SHARE = 0.3  # come in another size first, because people's pictures do
 BACKGROUND_LEVEL = 14  # grey levels up to here, joined to the border, count as black sky
 
 
@@ -30,17 +31,23 @@ def augment(picture: Image.Image, rng: Rng) -> Image.Image:
         rng: Owned by this call; its state decides everything.
 
     Returns:
-        An RGB picture of the same size.
+        An RGB picture, from half to twice the size.
     """
     picture = picture.convert("RGB")
+    if rng.random() < RESIZED_SHARE:
+        picture = _resize(picture, rng)
     if rng.random() < CLEAN_SHARE:
-        return _place(_flip(picture, rng), rng, scale=float(rng.uniform(0.95, 1.05)), spread=0.02)[0]
+        picture = _flip(picture, rng)
+        if rng.random() < 0.5:
+            return picture
+        return _place(picture, rng, scale=float(rng.uniform(0.95, 1.05)), spread=0.02)[0]
     picture = _flip(picture, rng)
     if rng.random() < 0.35:
         scale = math.exp(rng.uniform(math.log(0.22), math.log(0.85)))
         picture, body = _place(picture, rng, scale=scale, spread=1.0)
     else:
-        picture, body = _place(picture, rng, scale=float(rng.uniform(0.8, 1.2)), spread=float(rng.choice((0.1, 0.5))))
+        scale = float(rng.uniform(0.8, rng.choice((1.2, 1.2, 1.5))))
+        picture, body = _place(picture, rng, scale=scale, spread=float(rng.choice((0.1, 0.5))))
     values = _values(picture)
     if rng.random() < 0.15:
         values = _shade(values, rng)
@@ -63,6 +70,13 @@ def _picture(values: Floats) -> Image.Image:
 
 def _values(picture: Image.Image) -> Floats:
     return np.asarray(picture).astype(np.float32) / np.float32(255)
+
+
+def _resize(picture: Image.Image, rng: Rng) -> Image.Image:
+    factor = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+    return picture.resize(size, filters[int(rng.integers(3))])
 
 
 def _flip(picture: Image.Image, rng: Rng) -> Image.Image:
@@ -92,10 +106,11 @@ def _place(picture: Image.Image, rng: Rng, scale: float, spread: float) -> tuple
     x, y = width * (0.5 + move_x), height * (0.5 + move_y)
     matrix = (a, b, width / 2 - a * x - b * y, d, e, height / 2 - d * x - e * y)
     body = _body(picture)
+    corner = (int(rng.integers(0, 256)),) * 3 if rng.random() < 0.06 else (0, 0, 0)  # as some programs leave it
     if scale < 0.6:  # an affine transform skips pixels when it shrinks; blur what it would skip
         picture = picture.filter(ImageFilter.GaussianBlur(0.35 / scale))
     return (
-        picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC),
+        picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=corner),
         body.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR),
     )
 
@@ -147,7 +162,9 @@ def _sky(values: Floats, body: Floats, rng: Rng) -> Floats:
         sky += _ramp(values.shape, rng) * rng.uniform(0, 0.45, 3).astype(np.float32)
     if rng.random() < 0.3:
         sky += (_clouds(values.shape, rng) ** 2) * rng.uniform(0, 0.7, 3).astype(np.float32)
-    if rng.random() < 0.25:
+    if rng.random() < 0.1:  # paper, or daylight
+        sky += (rng.uniform(0.2, 1) + rng.normal(0, 0.05, 3)).astype(np.float32)
+    elif rng.random() < 0.25:
         sky += rng.uniform(0, 0.35, 3).astype(np.float32)
     if rng.random() < 0.75:
         sky += _stars(values.shape, rng)
@@ -156,18 +173,19 @@ def _sky(values: Floats, body: Floats, rng: Rng) -> Floats:
 
 def _light(values: Floats, rng: Rng) -> Floats:
     """White balance, greyness, exposure, gamma and contrast, each or none."""
-    if rng.random() < 0.35:
+    if rng.random() < 0.45:
         span = rng.choice((0.15, 0.4))
-        values = values * rng.uniform(1 - span, 1 + span, 3).astype(np.float32)
+        warm = rng.uniform(-1, 1) * np.array((0.25, 0, -0.25))
+        values = values * (rng.uniform(1 - span, 1 + span, 3) * (1 + warm)).astype(np.float32)
     if rng.random() < 0.12:
         grey = values.mean(axis=2, keepdims=True)
         values = grey + (values - grey) * np.float32(rng.uniform(0.15, 1.2))
     if rng.random() < 0.3:
         values = values * np.float32(math.exp(rng.uniform(math.log(0.12), math.log(0.8))))
     elif rng.random() < 0.2:
-        values = values * np.float32(rng.uniform(1.1, 1.7))
+        values = values * np.float32(rng.uniform(1.1, 2.0))
     if rng.random() < 0.25:
-        values = np.clip(values, 0, 1) ** np.float32(math.exp(rng.uniform(-0.6, 0.6)))
+        values = np.clip(values, 0, 1) ** np.float32(math.exp(rng.uniform(-0.9, 0.9)))
     if rng.random() < 0.25:
         keep = np.float32(math.exp(rng.uniform(math.log(0.13), math.log(0.9))))
         haze = (rng.uniform(0, 1) + rng.normal(0, 0.08, 3)).astype(np.float32)
@@ -177,7 +195,7 @@ def _light(values: Floats, rng: Rng) -> Floats:
 
 def _blur(picture: Image.Image, rng: Rng) -> Image.Image:
     """Gaussian, defocus (box of a box) or motion; up to about a twentieth of the picture."""
-    reach = max(picture.size) * math.exp(rng.uniform(math.log(0.004), math.log(0.04)))
+    reach = max(picture.size) * math.exp(rng.uniform(math.log(0.004), math.log(0.05)))
     kind = rng.random()
     if kind < 0.4:
         return picture.filter(ImageFilter.GaussianBlur(reach))

@@ -36,7 +36,7 @@ class Recipe:
     size_px: tuple[int, int] = (72, 72)
     widths: tuple[int, ...] = (24, 32, 48, 64, 96, 128)
     dropout: float = 0.1
-    epochs: int = 75
+    epochs: int = 110
     batch: int = 64
     learning_rate: float = 0.003  # at its peak; rises over the first tenth, then falls as a cosine
     weight_decay: float = 0.01
