@@ -103,7 +103,13 @@ def load(tag: str) -> Classifier:
     """
     import bentoml
 
-    bento = bentoml.models.get(tag)
+    try:
+        bento = bentoml.models.get(tag)
+    except Exception as error:  # BentoML lets through what a damaged model.yaml causes
+        raise ModelLoadError(
+            f"{tag} cannot be read from the BentoML store ({type(error).__name__}). "
+            f"Remove it with `bentoml models delete {tag}` and save it again."
+        ) from error
     check_files(tag, Path(bento.path))
     _open_tensorflow()
     import keras

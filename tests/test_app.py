@@ -333,7 +333,7 @@ def test_an_unforeseen_failure_shows_a_request_id_and_no_traceback(
     """The client gets an id, the log the traceback under the same id."""
 
     def broken(*_: Any) -> Any:
-        raise FileNotFoundError(2, "No such file", "/root/secret/place")
+        raise FileNotFoundError(2, "No such file", "/srv/secret/place")
 
     monkeypatch.setattr("celestial_backend.predictor.Predictor.predict", broken)
     answer = predict(client, tasks_of(["Mars"]))

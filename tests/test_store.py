@@ -219,6 +219,14 @@ def test_broken_weights_are_a_sentence(settings: Settings) -> None:
         ModelStore(settings).current()
 
 
+def test_a_damaged_description_is_a_sentence(settings: Settings) -> None:
+    """A model.yaml that is no YAML is refused with the command that removes the model."""
+    tag = save()
+    (settings.bentoml_home / "models" / MODEL_NAME / tag.partition(":")[2] / "model.yaml").write_text("name: [")
+    with pytest.raises(ModelLoadError, match=rf"{tag} cannot be read .*bentoml models delete {tag}"):
+        ModelStore(settings).current()
+
+
 def test_a_network_of_another_keras_is_refused_without_loading(settings: Settings) -> None:
     """A SavedModel folder, as Keras 2 wrote it, is told at once, when the classes are asked for."""
     tag = save()
