@@ -80,7 +80,8 @@ class Classifier:
 
         Returns:
             Shape (N, K); row i belongs to ``batch[i]``, column k to ``self.classes[k]``.
-            The numbers are those of the model's own `postprocess`.
+            The numbers are those of the model's own `postprocess`, row by row, or all at
+            once where it has a method ``batch`` from outputs (N, K) to probabilities (N, K).
         """
         outputs = self._forward(batch)
         whole = getattr(self._postprocess, "batch", None)

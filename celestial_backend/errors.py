@@ -12,7 +12,7 @@ Everything that can go wrong, one class per cause.
     │   └── DecodeError        its bytes are no picture
     ├── ModelError             a model that cannot be used
     │   ├── ModelNotFoundError it is not in the store
-    │   └── ModelLoadError     it is there and cannot be loaded
+    │   └── ModelLoadError     it is there and does not load, or does not work
     ├── StudioError            Label Studio did not answer as it should
     └── TrainingError          a training that cannot give a model
         └── NotEnoughDataError too few examples
@@ -82,7 +82,7 @@ class ModelNotFoundError(ModelError):
 
 
 class ModelLoadError(ModelError):
-    """The model is in the store and cannot be loaded or does not fit its classes."""
+    """The model is in the store and cannot be loaded, or its parts do not work together."""
 
 
 class StudioError(CelestialError):

@@ -26,7 +26,7 @@ FILES = ("config.json", "metadata.json", "model.weights.h5")  # as `model.save(z
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Picture to network input; small, immutable, safe to share between threads, pickled by reference."""
+    """Picture to network input; small, immutable, safe to share between threads."""
 
     size_px: tuple[int, int] = (72, 72)
 
@@ -57,7 +57,7 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Postprocess:
-    """Network output to named probabilities; immutable, safe to share between threads, pickled by reference."""
+    """Network output to named probabilities; immutable, safe to share between threads."""
 
     classes: tuple[str, ...]
 

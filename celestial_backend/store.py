@@ -23,7 +23,7 @@ from pathlib import Path
 
 import yaml
 
-from celestial_backend import classifier, exported, network
+from celestial_backend import body, classifier, decode, errors, exported, network
 from celestial_backend.classifier import Classifier
 from celestial_backend.errors import ModelError, ModelNotFoundError
 from celestial_backend.settings import MODEL_NAME, Settings
@@ -98,6 +98,9 @@ class ModelStore:
         """
         Save a trained network's plain files as a BentoML model, readable by `bentoml.keras.load_model` too.
 
+        The code of its `preprocess` and `postprocess` goes with it, so that a later release of this
+        package shows it the same pixels, and a process without this package can use it.
+
         Args:
             folder: As `training.save` writes it: `network.FILES` and a card.
             model_version: The version part of the tag; BentoML makes one where it is not given.
@@ -119,6 +122,7 @@ class ModelStore:
                 "preprocess": network.Preprocess(card.size_px),
                 "postprocess": network.Postprocess(card.classes),
             },
+            external_modules=[network, body, decode, errors],
             metadata=json.loads(json.dumps(asdict(card))),  # lists for tuples: plain YAML, no Python in it
         ) as model:
             for name in network.FILES:
@@ -135,9 +139,9 @@ class ModelStore:
                 if not self._holds(wanted):
                     shutil.rmtree(self._path(wanted), ignore_errors=True)  # left by an import that was killed
                     exported.import_into_store(archive)
-        elif wanted == f"{MODEL_NAME}:latest" and not self._versions(MODEL_NAME):
+        elif wanted == f"{MODEL_NAME}:latest" and self._wants_default():
             with self._alone():
-                if not self._versions(MODEL_NAME):
+                if self._wants_default():
                     self._register_default()
         return wanted
 
@@ -155,12 +159,16 @@ class ModelStore:
                 "Set BENTOML_HOME to a folder that this user may write to, with space on its disk."
             ) from error
 
+    def _wants_default(self) -> bool:
+        """The store holds no model, or its latest is the default of another release."""
+        latest = self._latest(MODEL_NAME)
+        return not self._versions(MODEL_NAME) or (latest.startswith("default-") and latest != _default_version())
+
     def _register_default(self) -> None:
-        digest = hashlib.sha256(b"".join((DEFAULT_MODEL / name).read_bytes() for name in network.FILES)).hexdigest()
-        default = f"default-{digest[:12]}"
+        default = _default_version()
         shutil.rmtree(self._path(f"{MODEL_NAME}:{default}"), ignore_errors=True)  # left by a start that was killed
         tag = self.register(DEFAULT_MODEL, default)
-        logger.info("The model store was empty: registered the default model as %s", tag)
+        logger.info("Registered the default model as %s", tag)
 
     def _versions(self, name: str) -> list[str]:
         return sorted(path.parent.name for path in (self._models / name).glob("*/model.yaml"))
@@ -237,3 +245,9 @@ class ModelStore:
 
     def _record(self, tag: str) -> Path:
         return self._settings.model_dir / "classes" / f"{tag.replace(':', '-')}.json"
+
+
+def _default_version() -> str:
+    """Names the embedded default by its content."""
+    digest = hashlib.sha256(b"".join((DEFAULT_MODEL / name).read_bytes() for name in network.FILES))
+    return f"default-{digest.hexdigest()[:12]}"

@@ -31,7 +31,7 @@ RENDERED_TO_JUDGE = 40  # pictures of each body
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that decides what a training does; the defaults made the shipped model."""
+    """Every hyper-parameter; the defaults made the shipped model. How far pictures are changed stands in `augment`."""
 
     size_px: tuple[int, int] = (72, 72)
     widths: tuple[int, ...] = (24, 32, 48, 64, 96, 128)

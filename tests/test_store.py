@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from celestial_backend import store as store_module
 from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundError
 from celestial_backend.network import FILES
 from celestial_backend.renderer import render
@@ -99,6 +102,37 @@ def test_bentoml_itself_can_load_what_is_registered(settings: Settings) -> None:
     served = dict(zip(store.current().classes, probabilities(store, [picture])[0], strict=True))
     assert answer["prediction"] == "Saturn"
     assert served == pytest.approx(answer["probabilities"], abs=1e-6)
+
+
+def test_a_registered_model_carries_its_own_code(settings: Settings, tmp_path: Path) -> None:
+    """It works in a process without this package, so another release of it cannot change what the model sees."""
+    tag = ModelStore(settings).live_tag()
+    picture = render("Jupiter", 3)
+    picture.save(tmp_path / "picture.png")
+    code = (
+        "import sys, bentoml, keras; from PIL import Image\n"
+        f"model = bentoml.models.get({tag!r}); hooks = model.custom_objects\n"
+        f"inputs = hooks['preprocess'](Image.open({str(tmp_path / 'picture.png')!r}))\n"
+        "answer = hooks['postprocess'](keras.models.load_model(model.path).predict(inputs, verbose=0))\n"
+        "print(answer['prediction'], answer['probabilities'][answer['prediction']], 'celestial_backend' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    prediction, probability, imported = done.stdout.split()
+    assert (prediction, imported) == ("Jupiter", "False")
+    assert float(probability) == pytest.approx(probabilities(ModelStore(settings), [picture]).max(), abs=1e-6)
+
+
+def test_the_default_of_another_release_gives_way(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upgrade brings its own default where the store's latest is an older one, and leaves own models alone."""
+    with monkeypatch.context() as older:
+        older.setattr(store_module, "_default_version", lambda: "default-0123456789ab")
+        assert ModelStore(settings).live_tag() == f"{MODEL_NAME}:default-0123456789ab"
+    upgraded = ModelStore(settings).live_tag()
+    assert upgraded.startswith(f"{MODEL_NAME}:default-")
+    assert upgraded != f"{MODEL_NAME}:default-0123456789ab"
+    own = save()
+    assert ModelStore(settings).live_tag() == own
 
 
 def test_the_default_ships_without_a_pickle() -> None:
