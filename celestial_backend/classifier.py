@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,24 @@ logger = logging.getLogger(__name__)
 HOOKS = ("preprocess", "postprocess")
 
 
+@dataclass(frozen=True)
+class Parts:
+    """
+    What a model of the store is made of.
+
+    Attributes:
+        tag: The BentoML tag.
+        network: The Keras model.
+        preprocess: Picture to network input, with a batch axis of 1.
+        postprocess: The network's output for one picture to its named probabilities.
+    """
+
+    tag: str
+    network: Any
+    preprocess: Callable[[Image.Image], Any]
+    postprocess: Callable[[Any], Any]
+
+
 class Classifier:
     """
     One loaded model; lives until another one is live, and is safe to share between threads.
@@ -38,20 +57,14 @@ class Classifier:
         input_shape: Shape of one prepared picture, without the batch axis.
     """
 
-    def __init__(
-        self,
-        tag: str,
-        preprocess: Callable[[Image.Image], Any],
-        forward: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-        postprocess: Callable[[Any], Any],
-    ) -> None:
-        self.tag = tag
-        self._preprocess = preprocess
-        self._forward = forward
-        self._postprocess = postprocess
-        probe = _prepared(tag, preprocess, Image.new("RGB", (128, 128)))
+    def __init__(self, parts: Parts) -> None:
+        self.tag = parts.tag
+        self._preprocess = parts.preprocess
+        self._forward = _traced(parts.network)
+        self._postprocess = parts.postprocess
+        probe = _prepared(self.tag, parts.preprocess, Image.new("RGB", (128, 128)))
         self.input_shape = probe.shape[1:]
-        self.classes = _classes(tag, _outputs(tag, forward, probe), postprocess)
+        self.classes = _classes(self.tag, _outputs(self.tag, self._forward, probe), parts.postprocess)
 
     def prepare(self, picture: Image.Image) -> NDArray[np.float32]:
         """
@@ -95,6 +108,18 @@ def load(tag: str) -> Classifier:
     """
     Load a model of the BentoML store with its own `preprocess` and `postprocess`.
 
+    Raises:
+        ModelLoadError: As for `read_parts`; or its parts do not work together.
+    """
+    classifier = Classifier(read_parts(tag))
+    logger.info("Loaded %s: %d classes, input %s", tag, len(classifier.classes), classifier.input_shape)
+    return classifier
+
+
+def read_parts(tag: str) -> Parts:
+    """
+    Read a model of the BentoML store from its files.
+
     Takes seconds at the first call of a process, which starts TensorFlow. The
     custom objects are pickles and run code: the store is trusted, nothing else is.
 
@@ -126,9 +151,7 @@ def load(tag: str) -> Classifier:
         network = keras.models.load_model(bento.path, custom_objects=custom)
     except Exception as error:  # Keras raises whatever its layers raise
         raise ModelLoadError(_not_ours(tag, "network", bento.info.context, error)) from error
-    classifier = Classifier(tag, custom["preprocess"], _traced(network), custom["postprocess"])
-    logger.info("Loaded %s: %d classes, input %s", tag, len(classifier.classes), classifier.input_shape)
-    return classifier
+    return Parts(tag, network, custom["preprocess"], custom["postprocess"])
 
 
 def check_files(tag: str, folder: Path) -> None:

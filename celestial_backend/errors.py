@@ -14,8 +14,10 @@ Everything that can go wrong, one class per cause.
     │   ├── ModelNotFoundError it is not in the store
     │   └── ModelLoadError     it is there and does not load, or does not work
     ├── StudioError            Label Studio did not answer as it should
+    ├── StateError             the state folder cannot be read or written
     └── TrainingError          a training that cannot give a model
-        └── NotEnoughDataError too few examples
+        ├── NotEnoughDataError too few examples
+        └── CannotGrowError    a model that cannot be taught further
 
 Messages are sentences for people: the rule, the value seen, the place and the
 remedy. They may be sent to a client, so they hold no secret and no path of the
@@ -92,6 +94,13 @@ class StudioError(CelestialError):
     status = 502
 
 
+class StateError(CelestialError):
+    """The state folder cannot be read or written; nothing was accepted."""
+
+    exit_code = 6
+    status = 503
+
+
 class TrainingError(CelestialError):
     """A training that cannot give a model."""
 
@@ -100,3 +109,7 @@ class TrainingError(CelestialError):
 
 class NotEnoughDataError(TrainingError):
     """Too few examples; the message gives the counts per class."""
+
+
+class CannotGrowError(TrainingError):
+    """A model that cannot be taught further; the message offers a training from nothing."""

@@ -60,6 +60,22 @@ def _positive(text: str) -> float:
     return number
 
 
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise ValueError("must be a number from 0 to 1")
+    return number
+
+
+def _redis(text: str) -> str:
+    if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must be an address that starts with redis://, rediss:// or unix://")
+    return text
+
+
 def _folder(text: str) -> Path:
     path = Path(text).expanduser().resolve()
     if not path.is_dir():
@@ -165,6 +181,25 @@ class Settings:
         "Seconds after which a batch is answered with what is done; Label Studio waits 100 and drops what comes later.",
     )
     batch_size: int = setting("CELESTIAL_BATCH_SIZE", _count, 64, "Pictures in one forward pass.")
+    redis_url: str | None = setting(
+        "REDIS_URL", _redis, None, "A Redis that holds the queue, in place of a file in the state folder.", repr=False
+    )
+    train_every: int | None = setting(
+        "CELESTIAL_TRAIN_EVERY", _count, None, "New or changed labels of a project after which it trains by itself."
+    )
+    train_max_s: float = setting("CELESTIAL_TRAIN_MAX_S", _positive, 1800.0, "Seconds that one training may take.")
+    accepted_weight: float = setting(
+        "CELESTIAL_ACCEPTED_WEIGHT",
+        _share,
+        1.0,
+        "What a label counts in training that was submitted as it was pre-labelled, from 0 to 1.",
+    )
+    keep_models: int = setting(
+        "CELESTIAL_KEEP_MODELS",
+        _count,
+        5,
+        "Trained models that are kept for a project; the live one and its parents are kept beyond that.",
+    )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
