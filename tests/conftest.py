@@ -16,6 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from backend_server import Backends
     from label_studio import LabelStudioServer
+    from redis_server import RedisServer
 
 OURS = ("CELESTIAL_", "LABEL_STUDIO_", "HEARTEX_", "BENTOML_", "BASIC_AUTH_", "LOCAL_FILES_")
 OURS_BY_NAME = {"MODEL_DIR", "REDIS_URL", "LOG_LEVEL", "PORT", "WORKERS", "THREADS"}
@@ -124,6 +125,20 @@ def backends(tmp_path: Path) -> Iterator[Backends]:
     starter = Backends(tmp_path)
     yield starter
     starter.stop()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A real and empty redis-server of one test."""
+    from redis_server import HOW_TO_GET_ONE, RedisServer, find_redis_server
+
+    program = find_redis_server()
+    if program is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HOW_TO_GET_ONE)
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(program, tmp_path / "redis")
+    yield server
+    server.stop()
 
 
 @pytest.hookimpl(wrapper=True)
