@@ -7,7 +7,8 @@ Reads as Label Studio's own LabelInterface does, without its second of import ti
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from xml.parsers import expat
 
@@ -16,6 +17,7 @@ from celestial_backend.errors import LabelConfigError
 _DATA_KEY = re.compile(r"\$([^, {}]+)")  # the SDK's rule; braces are a Repeater's, and no task has such a key
 _REASONS_TO_SKIP = {"model_skip": "the config says so", "perRegion": "it belongs to regions",
                     "perItem": "it belongs to the items of a list", "allowNested": "its choices are paths"}
+_EXACT, _LOOSE = (0, 2, 3), (1, 4, 5)  # ranks of predicted_values, label and value; the lowest wins a class
 
 
 class Choice(NamedTuple):
@@ -94,6 +96,41 @@ def image_of(tag: ChoicesTag, images: Mapping[str, Mapping[str, str]]) -> tuple[
     if found:
         return "", "", f"the Image {short(found[0])} shows a list (valueList) or has no value of the form $key"
     return "", "", f"no Image is among its toName {some(to_names)}"
+
+
+def match(choices: Sequence[Choice], classes: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """
+    Return class -> choice, and a remark on every class that several choices claim.
+
+    A class looks for its choice by `predicted_values`, exactly and then without regard to
+    case and blanks; by label exactly; by the value behind an alias exactly; by label and
+    then by value without regard to case and blanks. The first choice found has it.
+    """
+    claims: dict[tuple[int, str], dict[str, None]] = {}
+    for label, value, predicted in choices:
+        for rank, names in enumerate((predicted, (label,), (value,))):
+            for name in filter(str.strip, names):
+                claims.setdefault((_EXACT[rank], name), {})[label] = None
+                claims.setdefault((_LOOSE[rank], loose(name)), {})[label] = None
+    rivals: dict[str, list[dict[str, None]]] = {}
+    for name in classes:
+        found = [claims.get((rank, name if rank in _EXACT else loose(name)), {}) for rank in range(6)]
+        if any(found):
+            rivals[name] = [labels for labels in found if labels]
+    choice_of = {name: next(iter(found[0])) for name, found in rivals.items()}
+    taken = set(choice_of.values())
+    remarks = []
+    for name, (best, *others) in rivals.items():
+        losers = [*list(best)[1:], *(label for labels in others for label in labels if label not in taken)]
+        if losers:
+            remarks.append(f"several choices claim the class {short(name)}; {short(choice_of[name])} has it, "
+                           f"not {some(dict.fromkeys(losers))}")
+    return choice_of, remarks
+
+
+def loose(name: str) -> str:
+    """Return a name without regard to case, blanks and the ways to write an accent."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def short(name: str) -> str:

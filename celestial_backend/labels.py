@@ -11,7 +11,6 @@ config spells it (its alias, or else its value); a *class* is the model's.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,11 +19,10 @@ from types import MappingProxyType
 from typing import Any
 
 from celestial_backend.errors import FetchError, LabelConfigError, ModelError
-from celestial_backend.label_config import Choice, ChoicesTag, image_of, read, short, some
+from celestial_backend.label_config import ChoicesTag, image_of, loose, match, read, short, some
 
 DEFAULT_THRESHOLD = 0.5
 MAX_MESSAGE_CHARS = 400  # it may become the reason phrase of an HTTP status line
-_EXACT, _LOOSE = (0, 2, 3), (1, 4, 5)  # ranks of predicted_values, label and value; the lowest wins a class
 
 @dataclass(frozen=True)
 class ChoiceControl:
@@ -88,6 +86,27 @@ class ChoiceMap:
         if not isinstance(label_config, str):
             raise LabelConfigError(f"The label config must be XML text, got {type(label_config).__name__}.")
         return _choice_map(label_config, tuple(classes))
+
+    @classmethod
+    def for_learning(cls, label_config: str, classes: Sequence[str]) -> ChoiceMap:
+        """
+        The map that reads labels to learn from: every choice on offer stands for a class.
+
+        A choice that matches no class of the model becomes a new one, named as the config
+        spells the choice, after the model's classes and in the config's order. The config
+        may share no class with the model.
+
+        Raises:
+            LabelConfigError: The config is not XML, or has no Choices on an Image that can be served.
+        """
+        tags, images = read(label_config)
+        names = list(classes)
+        for tag in tags:
+            to_name, data_key, reason = image_of(tag, images)
+            if not reason:
+                control, _ = _control(tag, to_name, data_key, tuple(names))
+                names += [choice for choice in control.choices if choice not in [*control.class_of, *names]]
+        return cls.from_config(label_config, names)
 
     @property
     def data_keys(self) -> tuple[str, ...]:
@@ -194,9 +213,9 @@ def _choice_map(label_config: str, classes: tuple[str, ...]) -> ChoiceMap:
 
 def _control(tag: ChoicesTag, to_name: str, data_key: str, classes: tuple[str, ...]) -> tuple[ChoiceControl, list[str]]:
     """Return a control, matched with the classes, and what is worth a warning."""
-    choice_of, remarks = _match(tag.choices, classes)
+    choice_of, remarks = match(tag.choices, classes)
     class_of: dict[str, str] = {}
-    for name in sorted(choice_of, key=lambda name: (name != choice_of[name], _loose(name) != _loose(choice_of[name]))):
+    for name in sorted(choice_of, key=lambda name: (name != choice_of[name], loose(name) != loose(choice_of[name]))):
         class_of.setdefault(choice_of[name], name)
     choices = tuple(dict.fromkeys(choice.label for choice in tag.choices))
     unused = [choice for choice in choices if choice not in class_of]
@@ -213,40 +232,6 @@ def _control(tag: ChoicesTag, to_name: str, data_key: str, classes: tuple[str, .
         threshold = None
     return ChoiceControl(tag.attributes["name"], to_name, data_key, tag.get("choice") == "multiple", threshold, choices,
                          MappingProxyType(choice_of), MappingProxyType(class_of)), remarks
-
-
-def _match(choices: Sequence[Choice], classes: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """
-    Return class -> choice, and a remark on every class that several choices claim.
-
-    A class looks for its choice by `predicted_values`, exactly and then without regard to
-    case and blanks; by label exactly; by the value behind an alias exactly; by label and
-    then by value without regard to case and blanks. The first choice found has it.
-    """
-    claims: dict[tuple[int, str], dict[str, None]] = {}
-    for label, value, predicted in choices:
-        for rank, names in enumerate((predicted, (label,), (value,))):
-            for name in filter(str.strip, names):
-                claims.setdefault((_EXACT[rank], name), {})[label] = None
-                claims.setdefault((_LOOSE[rank], _loose(name)), {})[label] = None
-    rivals: dict[str, list[dict[str, None]]] = {}
-    for name in classes:
-        found = [claims.get((rank, name if rank in _EXACT else _loose(name)), {}) for rank in range(6)]
-        if any(found):
-            rivals[name] = [labels for labels in found if labels]
-    choice_of = {name: next(iter(found[0])) for name, found in rivals.items()}
-    taken = set(choice_of.values())
-    remarks = []
-    for name, (best, *others) in rivals.items():
-        losers = [*list(best)[1:], *(label for labels in others for label in labels if label not in taken)]
-        if losers:
-            remarks.append(f"several choices claim the class {short(name)}; {short(choice_of[name])} has it, "
-                           f"not {some(dict.fromkeys(losers))}")
-    return choice_of, remarks
-
-
-def _loose(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def _probability(value: object) -> float:
