@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ import pytest
 import requests
 import yaml
 from backend_server import REPOSITORY, ServerProcess, free_port, label_config, plain_environ
+from huey.consumer_options import ConsumerConfig, OptionParserHandler
 from label_studio import VERSION, label_studio_program
 
 from celestial_backend.renderer import render
@@ -94,7 +96,7 @@ def environment(service: str, environ: Mapping[str, str] = UNSET) -> dict[str, s
     return dict(compose(environ)["services"][service]["environment"])
 
 
-STUDIO, BACKEND = compose()["services"]["label-studio"], compose()["services"]["backend"]
+STUDIO, BACKEND, WORKER = (compose()["services"][name] for name in ("label-studio", "backend", "worker"))
 BACKEND_ADDRESS = ip_address(BACKEND["networks"]["default"]["ipv4_address"])
 
 
@@ -194,15 +196,20 @@ def test_everything_that_is_imported_is_copied(image: Path) -> None:
     assert lost == set()
 
 
+def environ_beside(image: Path) -> dict[str, str]:
+    """The image's environment, with state in the folder that holds the image's."""
+    state = {"MODEL_DIR": str(image.parent / "state"), "BENTOML_HOME": str(image.parent / "bentoml")}
+    return plain_environ(Path(sys.executable).parent) | image_environ() | state
+
+
 class Served(ServerProcess):
     """The image's CMD, in the image's folder, with state of its own."""
 
     def __init__(self, image: Path, **settings: str) -> None:
-        self.port, folder = free_port(), image.parent
-        bin_folder = Path(sys.executable).parent
-        state = {"MODEL_DIR": str(folder / "state"), "BENTOML_HOME": str(folder / "bentoml"), "PORT": str(self.port)}
-        self.environ = plain_environ(bin_folder) | image_environ() | state | settings
-        super().__init__(json.loads(arguments("CMD")[0]), cwd=image, environ=self.environ, log=folder / "image.log")
+        self.port = free_port()
+        self.environ = environ_beside(image) | {"PORT": str(self.port)} | settings
+        log = image.parent / "image.log"
+        super().__init__(json.loads(arguments("CMD")[0]), cwd=image, environ=self.environ, log=log)
         try:
             self.wait_for_answer(f"http://{HERE}:{self.port}/health", 60)
         except BaseException:
@@ -329,7 +336,7 @@ def test_docker_compose_accepts_the_file() -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout)["services"]
-    for name in ("label-studio", "backend"):
+    for name in ("label-studio", "backend", "worker"):
         assert read[name]["environment"] == environment(name)
 
 
@@ -440,10 +447,97 @@ def test_the_backend_reads_label_studios_pictures_and_nothing_else_of_it() -> No
 
 
 def test_the_containers_have_no_rights_that_they_do_not_need() -> None:
-    """No capabilities, no new privileges; the backend writes to its volume and to memory only."""
-    for service in (STUDIO, BACKEND):
+    """No capabilities, no new privileges; backend and worker write to their volume and to memory only."""
+    for service in (STUDIO, BACKEND, WORKER):
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "privileged" not in service
-    assert BACKEND["read_only"] is True
-    assert BACKEND["tmpfs"] == ["/tmp"]  # noqa: S108
+    for service in (BACKEND, WORKER):
+        assert service["read_only"] is True
+        assert service["tmpfs"] == ["/tmp"]  # noqa: S108
+
+
+# The worker
+
+
+def seconds(duration: str) -> int:
+    """A duration in the form that Compose takes and this file uses: a number and s or m."""
+    return int(duration[:-1]) * {"s": 1, "m": 60}[duration[-1]]
+
+
+def consumer() -> tuple[ConsumerConfig, str]:
+    """What huey makes of the worker's command: its options, and the name of the queue."""
+    program, *words = WORKER["command"]
+    assert program == "huey_consumer"
+    options, (name,) = OptionParserHandler().get_option_parser().parse_args(words)
+    config = ConsumerConfig(**{key: value for key, value in vars(options).items() if value is not None})
+    config.validate()
+    return config, name
+
+
+def test_the_worker_is_the_backend_with_another_command() -> None:
+    """The same image, settings, folders and rights; it says anew when it starts and how it stops, and no more."""
+    assert BACKEND.keys() - WORKER.keys() == {"networks"}
+    told_apart = {key for key in BACKEND.keys() & WORKER.keys() if BACKEND[key] != WORKER[key]}
+    assert told_apart == {"depends_on", "stop_grace_period"}
+    assert {"build", "environment", "volumes", "restart"} <= WORKER.keys()
+
+
+def test_the_worker_starts_after_the_backend() -> None:
+    """Two containers that are made at once may both fill the new volume; the backend waits for Label Studio."""
+    assert WORKER["depends_on"] == {"backend": {"condition": "service_started"}}
+    assert f"state:{arguments('VOLUME')[0]}" in WORKER["volumes"]
+
+
+def test_the_worker_has_no_port_and_no_fixed_address() -> None:
+    """Nobody asks it anything, so the image's check, which asks a port, is off."""
+    assert {"ports", "expose", "networks"}.isdisjoint(WORKER)
+    assert WORKER["healthcheck"] == {"disable": True}
+
+
+def test_a_stop_lets_the_running_training_end() -> None:
+    """Docker sends the signal that huey waits at, waits longer than a training may take, and huey knows no limit."""
+    config, _ = consumer()
+    assert WORKER["stop_signal"] == f"SIG{config.graceful_signal}"
+    assert config.shutdown_timeout is None
+    assert seconds(WORKER["stop_grace_period"]) >= Settings().train_max_s + 60
+
+
+def test_the_worker_takes_one_job_at_a_time_soon_and_looks_after_lost_ones() -> None:
+    """One thread, never a forked process; the periodic look at the jobs is on; locks of a second worker stay."""
+    config, name = consumer()
+    assert (config.workers, config.worker_type) == (1, "thread")
+    assert config.periodic
+    assert config.check_worker_health
+    assert config.max_delay <= 1
+    assert not config.flush_locks
+    assert name == "celestial_backend.worker.huey"
+
+
+def catches(pid: int, wanted: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> (wanted - 1) & 1)
+
+
+def test_the_workers_command_runs_in_the_image_and_ends_at_its_signal(image: Path) -> None:
+    """The consumer finds the queue, runs in a folder that holds only what is copied, and its stop signal ends it."""
+    worker = ServerProcess(WORKER["command"], cwd=image, environ=environ_beside(image), log=image.parent / "worker.log")
+    try:
+        deadline = time.monotonic() + 60
+        while worker.process.poll() is None and not catches(worker.process.pid, signal.SIGHUP):  # huey's last step
+            assert time.monotonic() < deadline, worker.log_tail()
+            time.sleep(0.05)
+        worker.process.send_signal(signal.Signals[WORKER["stop_signal"]])
+        assert worker.process.wait(timeout=20) == 0, worker.log_tail()
+        assert "Traceback" not in worker.log_text()
+    finally:
+        worker.stop()
+
+
+def test_the_worker_does_not_start_with_a_setting_that_it_cannot_use(image: Path) -> None:
+    """It ends with the sentence that the web server would give."""
+    environ = environ_beside(image) | {"CELESTIAL_TRAIN_EVERY": "often"}
+    done = subprocess.run(WORKER["command"], cwd=image, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "CELESTIAL_TRAIN_EVERY must be a whole number" in done.stderr
