@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from celestial_backend import protocol
 from celestial_backend.backend import TRAIN_EVENTS, CelestialBodiesBackend
 from celestial_backend.errors import CelestialError, RequestError
-from celestial_backend.sdk import make_app
+from celestial_backend.sdk import make_app, project_id
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import Services
 
@@ -89,7 +89,9 @@ def _check(services: Services) -> Any:
         body["params"] = {"context": (body.get("params") or {}).get("context")}
     if request.path == "/setup":
         body["project"] = body.get("project") or ""
-        services.predictor.check(body["schema"])
+        project = project_id(body["project"])
+        services.jobs.know(project)
+        services.predictor.check(body["schema"], project)
     return None
 
 

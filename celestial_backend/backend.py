@@ -29,7 +29,7 @@ class CelestialBodiesBackend(StatelessModel):
 
     def get(self, key: str) -> Any:
         """A value of this request; ``model_version`` is the live tag, asked for anew each time."""
-        return self.services.store.live_tag() if key == "model_version" else super().get(key)
+        return self.services.store.live_tag(self.project_id) if key == "model_version" else super().get(key)
 
     def predict(self, tasks: list[Any], context: dict[str, Any] | None = None, **_: Any) -> list[Any]:
         """
@@ -44,9 +44,25 @@ class CelestialBodiesBackend(StatelessModel):
         """
         del context
         deadline = time.monotonic() + self.services.settings.predict_max_s
-        return self.services.predictor.predict(tasks, self.get("label_config") or "", deadline)
+        return self.services.predictor.predict(tasks, self.get("label_config") or "", deadline, self.project_id)
 
     def fit(self, event: str, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """What comes of a training event: nothing yet, and that is what it says."""
-        del data
-        return {"event": event, "training": "not started", "reason": "This version does not learn from labels."}
+        """
+        What comes of an event: a job that waits, or a count of labels. Takes some milliseconds; a worker does the rest.
+
+        Raises:
+            StateError: The request could not be written down, so it was not accepted.
+        """
+        project = str(data["project"]["id"])
+        if event == "START_TRAINING":
+            return {"event": event, **self.services.jobs.request(project)}
+        return {"event": event, **self.services.jobs.note_labels(project, _labels(event, data))}
+
+
+def _labels(event: str, data: dict[str, Any]) -> int:
+    """How many labels an event made or changed; what was deleted or skipped is none to learn from."""
+    if event == "ANNOTATIONS_DELETED":
+        return 0
+    made = data.get("annotation")
+    labels = made if isinstance(made, list) else [made]
+    return sum(isinstance(one, dict) and not one.get("was_cancelled") for one in labels)

@@ -38,9 +38,9 @@ class Predictor:
         self._pool = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="picture")
         self._told: set[tuple[str, str]] = set()
 
-    def check(self, label_config: str) -> None:
+    def check(self, label_config: str, project: str = "") -> None:
         """
-        Refuse a label config that the live model cannot serve; log once what it serves only in part.
+        Refuse a label config that the project's live model cannot serve; log once what it serves only in part.
 
         A model whose classes are not known in time lets the config pass; `predict` checks again.
 
@@ -49,7 +49,7 @@ class Predictor:
             ModelError: The model cannot be served.
         """
         started = time.monotonic()
-        tag = self._store.live_tag()
+        tag = self._store.live_tag(project)
         classes = self._store.classes(tag, max(0.0, started + CHECK_S - time.monotonic()))
         if classes is None:
             logger.info("The classes of %s are not known before it is loaded; the label config is not checked", tag)
@@ -62,7 +62,9 @@ class Predictor:
             for warning in choices.warnings:
                 logger.warning("%s", warning)
 
-    def predict(self, tasks: Sequence[Any], label_config: str, deadline: float = math.inf) -> list[Any]:
+    def predict(
+        self, tasks: Sequence[Any], label_config: str, deadline: float = math.inf, project: str = ""
+    ) -> list[Any]:
         """
         One answer per task, in order: a prediction, or ``[]`` for a task that failed.
 
@@ -73,13 +75,14 @@ class Predictor:
             tasks: As Label Studio sends them.
             label_config: Of the tasks' project.
             deadline: On the monotonic clock; tasks whose pictures are not there by then get ``[]``.
+            project: Label Studio's number of the project, whose live model predicts all of them.
 
         Raises:
             LabelConfigError: The label config and the model share no class.
             ModelError: There is no model to predict with.
         """
         started = time.monotonic()
-        classifier = self._store.current()
+        classifier = self._store.current(project)
         choices = ChoiceMap.from_config(label_config, classifier.classes)
         answers: list[Any] = []
         for chunk, inputs in self._prepared(tasks, classifier, choices, deadline):

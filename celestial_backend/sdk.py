@@ -119,7 +119,7 @@ class _Manager(_SdkManager):  # type: ignore[misc]
         self.model_class = model_class
 
     def fetch(self, project: object, label_config: str | None, *_: Any, **__: Any) -> Any:
-        model = self.model_class(_project_id(project), label_config)
+        model = self.model_class(project_id(project), label_config)
         return _sdk.ModelWrapper(model=model, model_version=model.get("model_version"))
 
     def predict(
@@ -134,6 +134,6 @@ class _Manager(_SdkManager):  # type: ignore[misc]
         return {"result": model.fit(event, data), "status": "ok"}
 
 
-def _project_id(project: object) -> str:
+def project_id(project: object) -> str:
     """The id in ``"<project id>.<unix time of creation>"``, as Label Studio names projects."""
     return str(project).split(".", 1)[0] if project else ""

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -19,6 +24,8 @@ from celestial_backend.settings import LOG_LEVELS, Settings
 from celestial_backend.wiring import build
 
 STOP_S = 30  # seconds that running requests have to end after a stop signal
+AGAIN_S = 5.0  # a worker that ends is started anew no sooner than this after its last start
+PLACE = str(Path(__file__).parents[1])  # where `python -m celestial_backend` is found
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +45,8 @@ def serve(argv: Sequence[str] | None = None) -> int:
     except CelestialError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    _Server(settings, options.host, reload=options.debug).run()
+    worker = _TrainingWorker({**os.environ, **given})
+    _Server(settings, options.host, worker, reload=options.debug).run()
     return 0
 
 
@@ -77,8 +85,9 @@ def _check(settings: Settings) -> None:
 class _Server(BaseApplication):  # type: ignore[misc]
     """gunicorn, told by our settings instead of by its command line."""
 
-    def __init__(self, settings: Settings, host: str, *, reload: bool) -> None:
+    def __init__(self, settings: Settings, host: str, worker: _TrainingWorker, *, reload: bool) -> None:
         self._settings = settings
+        self._worker = worker
         self._told = {
             "bind": f"{host}:{settings.port}",
             "workers": settings.workers,
@@ -88,6 +97,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "timeout": 120,  # of silence from a worker's main thread, which no request ever blocks
             "reload": reload,
             "control_socket_disable": True,
+            "on_exit": lambda _: worker.stop(),
         }
         super().__init__()
 
@@ -98,6 +108,47 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         return _warm_app(self._settings)
+
+    def run(self) -> None:
+        _Arbiter(self, self._worker).run()
+
+
+class _Arbiter(Arbiter):  # type: ignore[misc]
+    """gunicorn's master process, which keeps a worker for trainings beside its own."""
+
+    def __init__(self, server: _Server, worker: _TrainingWorker) -> None:
+        self._training_worker = worker
+        super().__init__(server)
+
+    def manage_workers(self) -> None:
+        super().manage_workers()
+        self._training_worker.keep()
+
+
+class _TrainingWorker:
+    """A worker process of our own, spawned and never forked; started anew when it ends."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = {**environ, "PYTHONPATH": os.pathsep.join([PLACE, *filter(None, [environ.get("PYTHONPATH")])])}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = -math.inf
+
+    def keep(self) -> None:
+        """Start it, unless it runs or was started just now."""
+        if (self._process is None or self._process.poll() is not None) and self._started + AGAIN_S < time.monotonic():
+            self._started = time.monotonic()
+            command = [sys.executable, "-m", "celestial_backend.worker"]
+            # In a session of its own, so that Ctrl-C reaches it through `stop` alone.
+            self._process = subprocess.Popen(command, env=self._environ, start_new_session=True)  # noqa: S603 - our own module
+
+    def stop(self) -> None:
+        """End it; a training that runs waits again, for the next start."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

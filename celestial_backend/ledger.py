@@ -1,0 +1,218 @@
+"""
+Every training that was asked for, until long after it ended: the one truth about jobs.
+
+A SQLite file in the state folder, on one machine or on a shared volume. The queue
+only wakes a worker; what is written here is what is run.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from celestial_backend.errors import StateError
+
+LOCKED_S = 0.7  # how long an operation waits for another process: Label Studio gives /webhook one second
+WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED = "waiting", "running", "published", "kept", "failed", "merged"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, project TEXT NOT NULL, state TEXT NOT NULL, from_scratch INTEGER NOT NULL,
+    requests INTEGER NOT NULL, attempts INTEGER NOT NULL, requested_at REAL NOT NULL, started_at REAL, ended_at REAL,
+    reason TEXT NOT NULL, progress TEXT NOT NULL, outcome TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS one_waits ON jobs (project) WHERE state = 'waiting';
+CREATE UNIQUE INDEX IF NOT EXISTS one_runs ON jobs (project) WHERE state = 'running';
+CREATE TABLE IF NOT EXISTS projects (project TEXT PRIMARY KEY, labels INTEGER NOT NULL DEFAULT 0, read_until TEXT);
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    One training of one project, as it stood when it was read.
+
+    Attributes:
+        state: ``waiting``, ``running``; or ended: ``published``, ``kept`` (the old model stays),
+            ``failed``, ``merged`` (another job does its work).
+        requests: How many requests it stands for.
+        attempts: How often it was begun.
+        requested_at: Seconds since 1970, as are the other two moments.
+        reason: A sentence for people, once it has ended.
+        progress: Where it is: step, epoch, seconds.
+        outcome: The new model's tag and both models' scores, once there are any.
+    """
+
+    id: str
+    project: str
+    state: str
+    from_scratch: bool
+    requests: int
+    attempts: int
+    requested_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    reason: str = ""
+    progress: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state not in (WAITING, RUNNING)
+
+
+class Ledger:
+    """The jobs and the label counts of all projects; safe between threads and processes, and across a fork."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._path = model_dir / "jobs.db"
+
+    def request(self, project: str, *, from_scratch: bool = False) -> Job:
+        """
+        The job that will do what is asked for: a new one, or the one that waits already.
+
+        Raises:
+            StateError: It could not be written down; nothing was accepted. So for all methods.
+        """
+        with self._transaction() as db:
+            return self._request(db, project, from_scratch=from_scratch)
+
+    def note_labels(self, project: str, count: int, limit: int) -> Job | None:
+        """Add labels to a project's count; the job that they bring about when the count reaches the limit."""
+        with self._transaction() as db:
+            self._know(db, project)
+            db.execute("UPDATE projects SET labels = labels + ? WHERE project = ?", (count, project))
+            (total,) = db.execute("SELECT labels FROM projects WHERE project = ?", (project,)).fetchone()
+            if total < limit:
+                return None
+            db.execute("UPDATE projects SET labels = 0 WHERE project = ?", (project,))
+            return self._request(db, project)
+
+    def start(self, project: str) -> Job | None:
+        """The project's waiting job, running from now on; None if none waits, or one runs already."""
+        with self._transaction() as db:
+            if db.execute("SELECT 1 FROM jobs WHERE project = ? AND state = 'running'", (project,)).fetchone():
+                return None
+            found = db.execute(
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1, started_at = ?, progress = '{}' "
+                "WHERE project = ? AND state = 'waiting' RETURNING *",
+                (time.time(), project),
+            ).fetchone()
+            db.execute("UPDATE projects SET labels = 0 WHERE project = ?", (project,))
+            return _job(found) if found else None
+
+    def progress(self, job_id: str, **where: Any) -> None:
+        """Write down where a running job is."""
+        with self._transaction() as db:
+            values = (json.dumps(where), job_id)
+            db.execute("UPDATE jobs SET progress = ? WHERE id = ? AND state = 'running'", values)
+
+    def end(self, job_id: str, state: str, reason: str, outcome: dict[str, Any] | None = None) -> bool:
+        """End a running job; False if it does not run, and nothing changes then."""
+        with self._transaction() as db:
+            changed = db.execute(
+                "UPDATE jobs SET state = ?, reason = ?, outcome = ?, ended_at = ? WHERE id = ? AND state = 'running'",
+                (state, reason, json.dumps(outcome or {}), time.time(), job_id),
+            )
+            return changed.rowcount == 1
+
+    def give_back(self, job_id: str, *, begun: bool = True) -> None:
+        """Let a running job wait again; where another one waits by now, that one does its work."""
+        with self._transaction() as db:
+            job = _job(db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone())
+            other = db.execute("SELECT id FROM jobs WHERE project = ? AND state = 'waiting'", (job.project,)).fetchone()
+            if job.state != RUNNING:
+                return
+            if other:
+                said = f"It was interrupted, and job {other['id']} does its work."
+                db.execute("UPDATE jobs SET state = 'merged', reason = ?, ended_at = ? WHERE id = ?",
+                           (said, time.time(), job_id))  # fmt: skip
+                db.execute("UPDATE jobs SET requests = requests + ?, attempts = ?, from_scratch = from_scratch OR ? "
+                           "WHERE id = ?",
+                           (job.requests, job.attempts - (not begun), job.from_scratch, other["id"]))  # fmt: skip
+            else:
+                db.execute("UPDATE jobs SET state = 'waiting', attempts = attempts - ?, progress = '{}' WHERE id = ?",
+                           (not begun, job_id))  # fmt: skip
+
+    def job(self, job_id: str) -> Job | None:
+        """A job by its id."""
+        with self._transaction() as db:
+            found = db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+            return _job(found) if found else None
+
+    def jobs(self, project: str | None = None, states: tuple[str, ...] = (), limit: int = -1) -> list[Job]:
+        """The jobs of one project or of all, in some states or in any, the newest first."""
+        where = ["1"] + (["project = ?"] if project else []) + ([f"state IN ({_marks(states)})"] if states else [])
+        values = [*([project] if project else []), *states, limit]
+        order = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY requested_at DESC, rowid DESC LIMIT ?"  # noqa: S608 - marks only
+        with self._transaction() as db:
+            return [_job(row) for row in db.execute(order, values)]
+
+    def know(self, project: str) -> None:
+        """Remember that a project works with this backend."""
+        with self._transaction() as db:
+            self._know(db, project)
+
+    def read_until(self, project: str, moment: str) -> None:
+        """Remember the newest label that a training of the project has read."""
+        with self._transaction() as db:
+            self._know(db, project)
+            db.execute("UPDATE projects SET read_until = ? WHERE project = ?", (moment, project))
+
+    def projects(self) -> dict[str, str | None]:
+        """The projects that are known, and the moment of the newest label that a training has read."""
+        with self._transaction() as db:
+            return {row["project"]: row["read_until"] for row in db.execute("SELECT * FROM projects ORDER BY project")}
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Not in WAL mode, which needs memory that the machines of a shared volume do not share.
+            with closing(sqlite3.connect(self._path, timeout=LOCKED_S, isolation_level=None)) as db:
+                db.row_factory = sqlite3.Row
+                if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'projects'").fetchone():
+                    db.executescript(SCHEMA)
+                db.execute("BEGIN IMMEDIATE")
+                with db:
+                    yield db
+        except (sqlite3.Error, OSError) as error:
+            raise StateError(
+                f"The list of jobs in the state folder cannot be read or written ({error}). Nothing was accepted. "
+                "Check that the folder that MODEL_DIR names belongs to this user and that its disk has space."
+            ) from error
+
+    def _request(self, db: sqlite3.Connection, project: str, *, from_scratch: bool = False) -> Job:
+        self._know(db, project)
+        found = db.execute(
+            "UPDATE jobs SET requests = requests + 1, from_scratch = from_scratch OR ? "
+            "WHERE project = ? AND state = 'waiting' RETURNING *",
+            (from_scratch, project),
+        ).fetchone()
+        if found:
+            return _job(found)
+        job = Job(secrets.token_hex(4), project, WAITING, from_scratch, 1, 0, time.time())
+        values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in asdict(job).items()}
+        db.execute(f"INSERT INTO jobs ({', '.join(values)}) VALUES ({_marks(values)})", list(values.values()))  # noqa: S608 - our own names
+        return job
+
+    @staticmethod
+    def _know(db: sqlite3.Connection, project: str) -> None:
+        db.execute("INSERT OR IGNORE INTO projects (project) VALUES (?)", (project,))
+
+
+def _job(row: sqlite3.Row) -> Job:
+    values = {name: row[name] for name in row.keys()}  # noqa: SIM118 - a row iterates over its values
+    values |= {"from_scratch": bool(row["from_scratch"])}
+    return Job(**values | {name: json.loads(row[name]) for name in ("progress", "outcome")})
+
+
+def _marks(values: Any) -> str:
+    return ", ".join("?" for _ in values)

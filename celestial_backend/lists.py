@@ -1,0 +1,136 @@
+"""What there is and what happens, as the command line lists it: models and trainings."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from celestial_backend.errors import CelestialError
+from celestial_backend.ledger import Job, Ledger
+from celestial_backend.project import StudioProject
+from celestial_backend.settings import MODEL_NAME, Settings
+from celestial_backend.store import ModelStore
+from celestial_backend.wiring import build
+
+SHARED = "all others"
+
+
+@click.group(invoke_without_command=True)
+@click.option("--project", type=int, help="Only the models of this project.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@click.pass_context
+def models(context: click.Context, project: int | None, *, as_json: bool) -> None:
+    """List the models of the store: parent, scores, and for which projects they are live."""
+    if context.invoked_subcommand is not None:
+        return
+    store = ModelStore(context.obj)
+    shared, live = store.live_tag(), store.pointers.projects()
+    rows = [
+        {
+            "tag": model.tag,
+            "project": model.project,
+            "live": [*([SHARED] if model.tag == shared else []), *(p for p, tag in live.items() if tag == model.tag)],
+            "created": model.created,
+            "parent": model.parent,
+            "decision": model.metadata.get("decision"),
+            "reason": model.metadata.get("reason"),
+            "scores": model.metadata.get("scores"),
+        }
+        for model in store.registry.models()
+        if project is None or model.project in (None, str(project))
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    _table(
+        ["model", "live for", "made", "taught from", "decision"],
+        [
+            [
+                row["tag"].partition(":")[2],
+                ", ".join(who if who == SHARED else f"project {who}" for who in row["live"]),
+                row["created"][:16].replace("T", " "),
+                (row["parent"] or "").partition(":")[2],
+                " ".join(filter(None, [row["decision"], row["reason"]])),
+            ]
+            for row in rows
+        ],
+    )
+
+
+@models.command("use")
+@click.argument("tag")
+@click.option("--project", type=int, required=True, help="Label Studio's number of the project.")
+@click.pass_obj
+def use(settings: Settings, tag: str, project: int) -> None:
+    """Make the model TAG the live one of a project, at once, as for a way back to an older one."""
+    services = build(settings)
+    tag = tag if ":" in tag else f"{MODEL_NAME}:{tag}"
+    services.store.publish(str(project), tag)
+    click.echo(f"Project {project} is served {tag} from now on.")
+    try:
+        said = StudioProject(services.studio, str(project), patience_s=3).show_version(tag)
+    except CelestialError as error:
+        said = [f"Label Studio was not told: {error}"]
+    for sentence in said:
+        click.echo(sentence, err=True)
+
+
+@click.command()
+@click.option("--project", type=int, help="Only the trainings of this project.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, the newest first.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@click.pass_obj
+def jobs(settings: Settings, project: int | None, limit: int, *, as_json: bool) -> None:
+    """List the trainings that wait, run and have ended, and why."""
+    found = Ledger(settings.model_dir).jobs(None if project is None else str(project), limit=limit)
+    if as_json:
+        click.echo(json.dumps([shown_job(job) for job in found]))
+        return
+    _table(
+        ["job", "project", "state", "asked for", "seconds", "where it is, or why it ended so"],
+        [
+            [job.id, job.project, job.state, _moment(job.requested_at), _seconds(job), job.reason or _where(job)]
+            for job in found
+        ],
+    )
+
+
+def shown_job(job: Job) -> dict[str, Any]:
+    """A job as JSON shows it."""
+    return asdict(job) | {"tag": job.outcome.get("tag")}
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _seconds(job: Job) -> str:
+    return "" if job.started_at is None else f"{(job.ended_at or time.time()) - job.started_at:.0f}"
+
+
+def _where(job: Job) -> str:
+    at = job.progress
+    words = [str(at.get("stage", ""))]
+    if "epoch" in at:
+        words.append(f"epoch {at['epoch'] + 1}/{at['epochs']}, step {at['step']}/{at['steps']}, loss {at['loss']:.3f}")
+    return " ".join(filter(None, words))
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> None:
+    """A table on a terminal; lines with tabs in a pipe, so that every cell is whole."""
+    console = Console()
+    if not console.is_terminal:
+        for row in [heads, *rows]:
+            click.echo("\t".join(" ".join(cell.split()) for cell in row))
+        return
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

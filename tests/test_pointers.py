@@ -1,0 +1,75 @@
+"""The live model of a project: one file, changed in one step."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from celestial_backend.errors import StateError
+from celestial_backend.pointers import Pointer, Pointers
+
+
+def test_a_project_without_a_pointer_has_none(tmp_path: Path) -> None:
+    """It works with the model of the settings."""
+    assert Pointers(tmp_path).read("3") is None
+    assert Pointers(tmp_path).projects() == {}
+
+
+def test_another_process_sees_what_was_written(tmp_path: Path) -> None:
+    """Nothing is remembered in between, so every process sees it at its next request."""
+    reader = Pointers(tmp_path)
+    for pointer in (Pointer("a:1", "0badcafe"), Pointer("a:2")):
+        Pointers(tmp_path).write("3", pointer)
+        assert reader.read("3") == pointer
+    Pointers(tmp_path).write("12", Pointer("a:3"))
+    assert list(reader.projects().items()) == [("3", "a:2"), ("12", "a:3")]
+
+
+def test_a_reader_never_sees_half_a_pointer(tmp_path: Path) -> None:
+    """Whoever reads while others write gets one of the tags, whole."""
+    pointers = Pointers(tmp_path)
+    tags = [f"model:{letter * 2000}" for letter in "ab"]
+    pointers.write("3", Pointer(tags[0]))
+    done = threading.Event()
+
+    def write() -> None:
+        for turn in range(300):
+            pointers.write("3", Pointer(tags[turn % 2]))
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while not done.is_set():
+        found = pointers.read("3")
+        assert found is not None
+        seen.add(found.tag)
+    writer.join()
+    assert seen <= set(tags)
+
+
+@pytest.mark.parametrize("project", ["", "../../etc/passwd", "3/../4", "٣", "-1", "3.json"])
+def test_a_strange_project_has_no_pointer(tmp_path: Path, project: str) -> None:
+    """A request may name anything as its project, and reads no other file for it."""
+    Pointers(tmp_path).write("3", Pointer("a:1"))
+    assert Pointers(tmp_path).read(project) is None
+
+
+def test_a_damaged_pointer_is_said_with_its_remedy(tmp_path: Path) -> None:
+    """It is not taken for a project that has none: another model would be served silently."""
+    Pointers(tmp_path).write("3", Pointer("a:1"))
+    (tmp_path / "live" / "3.json").write_text('{"tag": "a')
+    with pytest.raises(StateError, match=r"project 3 cannot be read .* models use TAG --project 3"):
+        Pointers(tmp_path).read("3")
+
+
+def test_a_pointer_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    """As with a disk that is full."""
+    Pointers(tmp_path).write("3", Pointer("a:1"))
+    (tmp_path / "live" / f"3.{os.getpid()}").mkdir()  # where the new one would be written first
+    with pytest.raises(StateError, match="project 3 cannot be changed"):
+        Pointers(tmp_path).write("3", Pointer("a:2"))
+    assert Pointers(tmp_path).read("3") == Pointer("a:1")
