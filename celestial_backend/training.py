@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from PIL import __version__ as pillow_version
 from celestial_backend import __version__, modelcard, network, robustness
 from celestial_backend.augment import augment
 from celestial_backend.examples import Example, check_counts, rendered, split
+from celestial_backend.teaching import Course, Lesson, batches, seed_everything, set_up, teach
+from celestial_backend.teaching import Progress as Progress  # callers know it by this name
 
 RENDERED_TO_JUDGE = 40  # pictures of each body
 
@@ -46,19 +47,6 @@ class Recipe:
     calibration_rounds: int = 4  # augmented versions of each held-out picture
     seed: int = 20
     threads: int = 2
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training is: epoch from 0, steps done in it, mean loss of the epoch; the accuracy comes at its end."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    seconds: float
-    loss: float
-    held_out_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,15 +102,6 @@ def train(
     return TrainedModel(model, classes, recipe, metrics)
 
 
-def seed_everything(seed: int) -> None:
-    """Make Keras and TensorFlow repeatable for the rest of this process."""
-    import keras
-    import tensorflow as tf
-
-    keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
-
-
 def fit(
     model: Any,
     examples: Sequence[Example],
@@ -136,63 +115,36 @@ def fit(
 
     The pixels depend on seed, epoch and the example's place alone, never on the threads.
     """
+    import keras
+
     batch = min(recipe.batch, len(examples))
-    steps = len(examples) // batch
+    course = Course(recipe.epochs, len(examples) // batch)
     pictures, targets = _loaded(examples, classes)
     weights = np.array([example.weight for example in examples], np.float32)
     checks, truths = _loaded(held_out, classes)
-    _compile(model, recipe, steps)
-    started, report = time.monotonic(), progress or (lambda _: None)
-    for epoch in range(recipe.epochs):
-        loss = 0.0
-        for step, (rows, inputs) in enumerate(_batches(pictures, epoch, batch, steps, recipe)):
-            one = float(model.train_on_batch(inputs, targets[rows], weights[rows]))
-            loss += (one - loss) / (step + 1)
-            report(Progress(epoch, recipe.epochs, step + 1, steps, time.monotonic() - started, loss))
-        if checks:
-            right = float((logits_of(model, checks, recipe).argmax(axis=1) == truths.argmax(axis=1)).mean())
-            report(Progress(epoch, recipe.epochs, steps, steps, time.monotonic() - started, loss, right))
+    preprocess = network.Preprocess(recipe.size_px)
+
+    def lessons(epoch: int) -> Iterator[Lesson]:
+        def one(row: int) -> NDArray[np.float32]:
+            return preprocess(augment(pictures[row], np.random.default_rng([recipe.seed, epoch, row])))
+
+        order = np.random.default_rng([recipe.seed, epoch]).permutation(len(pictures))
+        for rows, inputs in batches(one, order[: course.steps * batch], batch, recipe.threads):
+            yield inputs, targets[rows], weights[rows]
+
+    def after(_: int) -> float | None:
+        if not checks:
+            return None
+        return float((logits_of(model, checks, recipe).argmax(axis=1) == truths.argmax(axis=1)).mean())
+
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
+    set_up(model, course, recipe.learning_rate, recipe.weight_decay, loss)
+    teach(model, course, lessons, progress, after)
 
 
 def _loaded(examples: Sequence[Example], classes: Sequence[str]) -> tuple[list[Image.Image], NDArray[np.float32]]:
     columns = [classes.index(example.class_name) for example in examples]
     return [example.load() for example in examples], np.eye(len(classes), dtype=np.float32)[columns]
-
-
-def _compile(model: Any, recipe: Recipe, steps: int) -> None:
-    import keras
-
-    rising = 1 + recipe.epochs * steps // 10
-    schedule = keras.optimizers.schedules.CosineDecay(
-        recipe.learning_rate / 20,
-        decay_steps=max(1, recipe.epochs * steps - rising),
-        alpha=0.002,
-        warmup_target=recipe.learning_rate,
-        warmup_steps=rising,
-    )
-    model.compile(
-        keras.optimizers.AdamW(schedule, recipe.weight_decay, global_clipnorm=1.0),
-        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
-    )
-
-
-def _batches(
-    pictures: Sequence[Image.Image], epoch: int, batch: int, steps: int, recipe: Recipe
-) -> Iterator[tuple[NDArray[np.integer], NDArray[np.float32]]]:
-    preprocess = network.Preprocess(recipe.size_px)
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(len(pictures))
-
-    def one(row: int) -> NDArray[np.float32]:
-        return preprocess(augment(pictures[row], np.random.default_rng([recipe.seed, epoch, row])))
-
-    with ThreadPoolExecutor(recipe.threads) as pool:
-        parts = [order[step * batch : (step + 1) * batch] for step in range(steps)]
-        coming = [pool.map(one, part.tolist()) for part in parts[:2]]
-        for step, part in enumerate(parts):
-            inputs = np.concatenate(list(coming.pop(0)))
-            if step + 2 < steps:
-                coming.append(pool.map(one, parts[step + 2].tolist()))
-            yield part, inputs
 
 
 def logits_of(model: Any, pictures: Sequence[Image.Image], recipe: Recipe, batch: int = 64) -> NDArray[np.float32]:
@@ -244,13 +196,8 @@ def save(trained: TrainedModel, folder: Path) -> None:
     ``config.json``, ``metadata.json`` and ``model.weights.h5`` are Keras's own, ``card.json`` is
     `network.Card`, and ``MODEL_CARD.md`` with ``confusion.png`` says the same to people.
     """
-    import keras
-    import tensorflow as tf
-
-    versions = {"celestial_backend": __version__, "keras": keras.__version__, "tensorflow": tf.__version__}
-    versions |= {"numpy": np.__version__, "pillow": pillow_version, "python": platform.python_version()}
     recipe = trained.recipe
-    card = network.Card(trained.classes, recipe.size_px, trained.metrics, asdict(recipe), versions)
+    card = network.Card(trained.classes, recipe.size_px, trained.metrics, asdict(recipe), versions())
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         trained.network.save(place, zipped=False, include_optimizer=False)
@@ -258,3 +205,12 @@ def save(trained: TrainedModel, folder: Path) -> None:
             (Path(place) / name).replace(folder / name)
     modelcard.write_card(asdict(card), folder)
     (folder / network.CARD).write_text(json.dumps(asdict(card), indent=1) + "\n", "utf-8")
+
+
+def versions() -> dict[str, str]:
+    """What this training ran on."""
+    import keras
+    import tensorflow as tf
+
+    found = {"celestial_backend": __version__, "keras": keras.__version__, "tensorflow": tf.__version__}
+    return found | {"numpy": np.__version__, "pillow": pillow_version, "python": platform.python_version()}

@@ -1,0 +1,124 @@
+"""A network's last layer, made wider for classes that it does not know yet, without a change to the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from celestial_backend.classifier import Classifier, Parts
+from celestial_backend.errors import CannotGrowError
+from celestial_backend.network import Postprocess
+from celestial_backend.renderer import BODIES, render
+
+REMEDY = (
+    "Train a new model on the project's labels alone with "
+    "`python -m celestial_backend train --project P --from-scratch`."
+)
+SAME = 1e-4  # how far the probabilities may be from those of the parent's own postprocess
+PROBES = 12  # pictures of noise, beside one of each body
+
+
+def grown(parent: Parts, parent_classes: Sequence[str], classes: Sequence[str], seed: int) -> Any:
+    """
+    A copy of a model's network that ends in a plain ``Dense`` layer of logits, one for each class.
+
+    The columns of the classes that it knows stay as they are; new ones start at nothing.
+
+    Args:
+        parent: Its network is not touched.
+        parent_classes: Its classes, in the order of the outputs.
+        classes: The same, and behind them the new ones.
+        seed: Of the pictures on which old and new are compared.
+
+    Raises:
+        CannotGrowError: The network ends in something else, or the parent's postprocess is not
+            the softmax of the last layer's numbers.
+    """
+    import keras
+    from keras import layers
+
+    known = tuple(parent_classes)
+    if tuple(classes[: len(known)]) != known:
+        raise CannotGrowError(
+            f"The classes must begin with those of {parent.tag}, {list(known)}, got {list(classes)}. {REMEDY}"
+        )
+    place = _place(parent, len(known))
+    try:
+        copy = keras.models.clone_model(parent.network)
+        copy.set_weights(parent.network.get_weights())
+        last = copy.layers[place]
+        wide = layers.Dense(len(classes), use_bias=True, name=last.name, dtype=last.dtype_policy)
+        copy = keras.Model(copy.inputs, wide(last.input), name=copy.name)
+    except Exception as error:  # layers of strangers raise what they like
+        raise CannotGrowError(
+            f"The network of {parent.tag} cannot be copied ({type(error).__name__}). {REMEDY}"
+        ) from error
+    kernel, *bias = last.get_weights()
+    more = len(classes) - len(known)
+    old = bias[0] if bias else np.zeros(len(known), kernel.dtype)
+    wide.set_weights([np.pad(kernel, ((0, 0), (0, more))), np.pad(old, (0, more))])
+    _compare(parent, known, copy, seed)
+    return copy
+
+
+def _place(parent: Parts, count: int) -> int:
+    """Where in ``network.layers`` the layer is that has one unit for each class."""
+    stack = getattr(parent.network, "layers", None) or [parent.network]
+    last = stack[-1]
+    place = -2 if _is_softmax(last) and len(stack) > 1 else -1
+    layer = stack[place]
+    name = f"{type(layer).__name__} layer {layer.name!r}"
+    if type(layer).__name__ != "Dense":
+        raise CannotGrowError(
+            f"A network that is taught more must end in a Dense layer with one unit for each class; "
+            f"{parent.tag} ends in a {name}. {REMEDY}"
+        )
+    activation = getattr(layer.activation, "__name__", str(layer.activation))
+    if activation not in (("linear",) if place == -2 else ("linear", "softmax")):
+        raise CannotGrowError(
+            f"The last layer of a network that is taught more must give logits or their softmax; the {name} of "
+            f"{parent.tag} has the activation {activation!r}. {REMEDY}"
+        )
+    if layer.units != count:
+        raise CannotGrowError(
+            f"The last layer must have one unit for each of the {count} classes; the {name} of {parent.tag} "
+            f"has {layer.units}. {REMEDY}"
+        )
+    return place
+
+
+def _is_softmax(layer: Any) -> bool:
+    named = getattr(getattr(layer, "activation", None), "__name__", "")
+    return type(layer).__name__ == "Softmax" or (type(layer).__name__ == "Activation" and named == "softmax")
+
+
+def _compare(parent: Parts, known: tuple[str, ...], copy: Any, seed: int) -> None:
+    """Make sure that the softmax of the copied columns is what the parent says."""
+    classifier, rng = Classifier(parent), np.random.default_rng([seed, PROBES])
+    pictures = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(PROBES)]
+    pictures = [one.resize((96, 96)) for one in pictures] + [render(name, seed) for name in BODIES]
+    batch = np.concatenate([classifier.prepare(one) for one in pictures])
+    said = classifier.probabilities(batch)
+    copied = Postprocess(known).batch(copy.predict_on_batch(batch)[:, : len(known)])
+    away = float(np.abs(said - copied).max()) if classifier.classes == known else 1.0
+    if not away <= SAME:
+        raise CannotGrowError(
+            f"The postprocess of a model that is taught more must be the softmax of its last layer, within {SAME:g}; "
+            f"that of {parent.tag} is up to {away:.2g} away from it. {REMEDY}"
+        )
+
+
+def freeze_normalisations(network: Any) -> None:
+    """Keep every batch normalisation as it is: few pictures would spoil what it has measured."""
+    for layer in _all_layers(network):
+        if type(layer).__name__ == "BatchNormalization":
+            layer.trainable = False
+
+
+def _all_layers(network: Any) -> Iterator[Any]:
+    for layer in getattr(network, "layers", ()):
+        yield layer
+        yield from _all_layers(layer)

@@ -1,0 +1,178 @@
+"""
+What a network is shown when it is taught a project's labels, and how it is checked on the way.
+
+Labelled pictures are loaded batch by batch; only the rendered ones, a bounded number, stay in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from celestial_backend.augment import augment
+from celestial_backend.errors import NotEnoughDataError
+from celestial_backend.examples import Example, rendered, split
+from celestial_backend.network import Postprocess, temperature
+from celestial_backend.teaching import Course, Lesson, batches
+
+Prepare = Callable[[Image.Image], NDArray[np.float32]]
+RENDERED_CHECKS = 3  # of each body, so that forgetting is seen where nobody has labelled it
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Every hyper-parameter of a training on a project's labels. How far pictures are changed stands in `augment`."""
+
+    pictures: int = 14_000  # shown in all, repeated and changed ones too
+    epochs: tuple[int, int] = (8, 30)  # fewest and most that these may become
+    batch: int = 32
+    learning_rate: float = 0.001
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.01
+    keep: float = 1.0  # weight of what the parent says of its own classes, beside the labels
+    rendered_per_class: int = 30  # pictures of the parent's classes that the renderer knows
+    most_repeats: int = 4  # times that one epoch may show a picture of a rare class
+    longest_side_px: int = 256  # pictures are made no smaller than the network's input, no larger than this
+    check_share: float = 0.15  # of each class, for the early stop and the temperature
+    most_checks: int = 300
+    check_rounds: int = 2  # of each of these: as it is, and changed
+    least_to_calibrate: int = 20  # labelled checks; with fewer the temperature stays as it was
+    patience: int = 8  # epochs without a better one
+    seed: int = 20
+    threads: int = 2
+
+
+SCRATCH = Tuning(pictures=60_000, epochs=(12, 80), learning_rate=0.003, weight_decay=0.01, rendered_per_class=60)
+
+
+class Lessons:
+    """
+    The lessons of one training; the same examples and tuning give the same ones, on any number of threads.
+
+    Attributes:
+        taught: Labelled examples that are learned.
+        checks: Labelled examples that are kept for the early stop and the temperature.
+        shown: All examples that are learned, the rendered ones behind the labelled.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], learn: Sequence[Example], drawn: Sequence[str], tuning: Tuning, prepare: Prepare
+    ) -> None:
+        self.classes, self.tuning, self._prepare = tuple(classes), tuning, prepare
+        counted = sorted((one for one in learn if one.weight > 0), key=lambda one: (one.class_name, one.name))
+        if not counted:
+            raise NotEnoughDataError(
+                f"Training needs at least one example that counts, got {len(learn)} of which none does. "
+                "Label pictures, or set CELESTIAL_ACCEPTED_WEIGHT above 0."
+            )
+        self.taught, checks = split(counted, tuning.check_share)
+        self.checks = checks[:: -(-len(checks) // tuning.most_checks) or 1]
+        self.shown = self.taught + _held(rendered(drawn, tuning.rendered_per_class, tuning.seed), tuning)
+        self._checked = self.checks + _held(rendered(drawn, RENDERED_CHECKS, tuning.seed + 1), tuning)
+        self._columns = np.array([self.classes.index(one.class_name) for one in self.shown])
+        self._weights = np.array([one.weight for one in self.shown], np.float32)
+
+    def course(self) -> Course:
+        """As many epochs as the wanted number of pictures makes, within their limits."""
+        rows = len(self._order(0))
+        fewest, most = self.tuning.epochs
+        epochs = min(max(round(self.tuning.pictures / rows), fewest), most)
+        return Course(epochs, rows // min(self.tuning.batch, rows))
+
+    def epoch(self, epoch: int, teacher: Any = None, known: int = 0) -> Iterator[Lesson]:
+        """
+        The lessons of one epoch.
+
+        Args:
+            epoch: From 0; decides the order and how each picture is changed.
+            teacher: A network whose first ``known`` logits say what shall be kept.
+            known: K', how many classes the teacher knows.
+
+        Yields:
+            Inputs; targets of shape (N, K + K'), the right class and then what the teacher
+            says of its own, nothing where the label contradicts it; weights.
+        """
+        order = self._order(epoch)
+        batch = min(self.tuning.batch, len(order))
+
+        def one(place: int) -> NDArray[np.float32]:
+            return self._changed(self.shown[order[place]], (epoch, place))
+
+        for places, inputs in batches(one, np.arange(len(order) // batch * batch), batch, self.tuning.threads):
+            rows = order[places]
+            targets = np.eye(len(self.classes), dtype=np.float32)[self._columns[rows]]
+            if teacher is not None:
+                said = Postprocess(self.classes[:known]).batch(teacher.predict_on_batch(inputs)[:, :known])
+                agreed = (self._columns[rows] >= known) | (said.argmax(axis=1) == self._columns[rows])
+                targets = np.concatenate([targets, (said * agreed[:, None]).astype(np.float32)], axis=1)
+            yield inputs, targets, self._weights[rows]
+
+    def checked(self, model: Any) -> tuple[float, float]:
+        """Mean log loss and share of right answers for the checks, every class counting the same."""
+        logits, truths = self._answers(model, self._checked, range(self.tuning.check_rounds))
+        sure = Postprocess(self.classes).batch(logits)
+        losses = -np.log(np.maximum(sure[np.arange(len(truths)), truths], 1e-7))
+        right = sure.argmax(axis=1) == truths
+        present = np.unique(truths)
+        each = [(losses[truths == column].mean(), right[truths == column].mean()) for column in present]
+        return float(np.mean([loss for loss, _ in each])), float(np.mean([share for _, share in each]))
+
+    def temperature(self, model: Any) -> float:
+        """The best divisor of the logits for changed pictures among the labelled checks; 1 with too few."""
+        if len(self.checks) < self.tuning.least_to_calibrate:
+            return 1.0
+        return temperature(*self._answers(model, self.checks, range(1, 5)))
+
+    def _order(self, epoch: int) -> NDArray[np.integer]:
+        """Rows of one epoch: each once, and those of rare classes again, towards the mean of the classes."""
+        rng = np.random.default_rng([self.tuning.seed, epoch])
+        groups = [np.flatnonzero(self._columns == column) for column in np.unique(self._columns)]
+        mean = len(self._columns) // len(groups)
+        order = [
+            np.resize(rng.permutation(rows), max(len(rows), min(mean, len(rows) * self.tuning.most_repeats)))
+            for rows in groups
+        ]
+        return rng.permutation(np.concatenate(order))
+
+    def _changed(self, example: Example, turn: tuple[int, int]) -> NDArray[np.float32]:
+        picture = _smaller(example.load(), self.tuning.longest_side_px)
+        return self._input(augment(picture, np.random.default_rng([self.tuning.seed, *turn])))
+
+    def _answers(
+        self, model: Any, examples: Sequence[Example], rounds: range
+    ) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
+        """Logits and truths of examples, as they are in round 0 and changed in later ones."""
+
+        def one(place: int) -> NDArray[np.float32]:
+            turn, row = rounds[place // len(examples)], place % len(examples)
+            if turn == 0:
+                return self._input(_smaller(examples[row].load(), self.tuning.longest_side_px))
+            return self._changed(examples[row], (1_000_000 + turn, row))
+
+        order = np.arange(len(rounds) * len(examples))
+        found = [model.predict_on_batch(inputs) for _, inputs in batches(one, order, 64, self.tuning.threads)]
+        truths = np.array([self.classes.index(one.class_name) for one in examples])
+        return np.concatenate(found), np.tile(truths, len(rounds))
+
+    def _input(self, picture: Image.Image) -> NDArray[np.float32]:
+        return np.asarray(self._prepare(picture), np.float32)
+
+
+def _smaller(picture: Image.Image, longest_side_px: int) -> Image.Image:
+    if max(picture.size) > longest_side_px:
+        picture = picture.copy()
+        picture.thumbnail((longest_side_px, longest_side_px))
+    return picture
+
+
+def _held(examples: Sequence[Example], tuning: Tuning) -> list[Example]:
+    """The same examples, their pictures made once and kept."""
+    with ThreadPoolExecutor(tuning.threads) as pool:
+        pictures = list(pool.map(lambda one: one.load(), examples))
+    return [replace(one, load=picture.copy) for one, picture in zip(examples, pictures, strict=True)]
