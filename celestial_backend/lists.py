@@ -32,7 +32,7 @@ def models(context: click.Context, project: int | None, *, as_json: bool) -> Non
         return
     store = ModelStore(context.obj)
     shared, live = store.live_tag(), store.pointers.projects()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "tag": model.tag,
             "project": model.project,

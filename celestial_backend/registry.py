@@ -152,7 +152,7 @@ class Registry:
             ),
             custom_objects={"preprocess": preprocess, "postprocess": postprocess},
             external_modules=[network, body, decode, errors],
-            metadata=json.loads(json.dumps(metadata)),  # lists for tuples: plain YAML, no Python in it
+            metadata=_plain(json.loads(json.dumps(metadata))),  # lists for tuples: plain YAML, no Python in it
         ) as model:
             for name in network.FILES:
                 shutil.copyfile(folder / name, model.path_of(name))
@@ -196,6 +196,13 @@ class Registry:
                 f"The BentoML store cannot be written ({error.strerror}). "
                 "Set BENTOML_HOME to a folder that this user may write to, with space on its disk."
             ) from error
+
+
+def _plain(value: Any) -> Any:
+    """What BentoML takes as metadata, which is anything but None."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items() if each is not None}
+    return [_plain(each) for each in value if each is not None] if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=256)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import sys
 import time
 
 from celestial_backend import logs
 from celestial_backend.errors import CelestialError, StateError
-from celestial_backend.learning import Outcome, learn
+from celestial_backend.learning import Learner, Outcome
 from celestial_backend.ledger import FAILED, RUNNING, Job
 from celestial_backend.processes import end_with_parent
 from celestial_backend.settings import Settings
@@ -45,8 +46,12 @@ def main(job_id: str) -> None:
 
 
 def _outcome(services: Services, job: Job) -> Outcome:
+    folder = services.jobs.folder(job.id)
     try:
-        return learn(services, job)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        learner = Learner(services.settings, services.store, services.studio, services.images, services.jobs.ledger)
+        return learner.learn(job, folder)
     except CelestialError as error:
         return Outcome(FAILED, str(error))
     except OSError as error:
@@ -57,6 +62,8 @@ def _outcome(services: Services, job: Job) -> Outcome:
     except Exception as error:  # the border of the process: whatever it was, the job must not hang
         logger.exception("Job %s failed unexpectedly", job.id)
         return Outcome(FAILED, f"It failed unexpectedly ({type(error).__name__}). The worker's log tells more.")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

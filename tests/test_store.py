@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from celestial_backend import store as store_module
 from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundError
 from celestial_backend.network import FILES
+from celestial_backend.registry import project_tag
 from celestial_backend.renderer import render
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.store import DEFAULT_MODEL, ModelStore
@@ -316,3 +318,107 @@ def test_rows_do_not_depend_on_their_batch(settings: Settings) -> None:
     assert together == pytest.approx(backwards[::-1], abs=1e-5)
     assert together == pytest.approx(alone, abs=1e-5)
     assert together.sum(axis=1) == pytest.approx(1, abs=1e-6)
+
+
+def for_project(store: ModelStore, project: str, job: str, parent: str | None = None, **more: object) -> str:
+    """A model of a project, as a training leaves it in the store."""
+    network = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+    with tempfile.TemporaryDirectory() as folder:
+        network.save(folder, zipped=False)
+        described = {"classes": ["day", "night"], "parent": parent, **more}
+        hooks = (lambda _: np.zeros((1, 4)), two_classes)
+        return store.registry.add(project_tag(project, job), Path(folder), *hooks, described)
+
+
+def test_a_projects_model_is_live_for_that_project_alone(settings: Settings) -> None:
+    """Other projects, and other tools that share the store's folder, keep the model that the settings name."""
+    store = ModelStore(settings)
+    shared = store.live_tag()
+    tag = for_project(store, "3", "0badcafe", shared)
+    assert store.live_tag("3") == shared, "a model that lies in the store is not live yet"
+    assert store.publish("3", tag, job="0badcafe", instead_of=shared)
+    assert (store.live_tag("3"), store.live_tag("4"), store.live_tag()) == (tag, shared, shared)
+    assert store.current("3").classes == ("day", "night")
+    assert store.classes(tag, 0) == ("day", "night")
+    assert len(store.current("4").classes) == 10
+    own = save()
+    assert (store.live_tag("3"), store.live_tag("4")) == (tag, own)
+
+
+def test_a_store_with_projects_models_alone_gets_the_default(settings: Settings) -> None:
+    """The model of one project never becomes that of all."""
+    store = ModelStore(settings)
+    for_project(store, "3", "0badcafe")
+    assert store.live_tag("4").startswith(f"{MODEL_NAME}:default-")
+
+
+def test_another_process_is_served_at_its_next_request(settings: Settings) -> None:
+    """Nothing is told to it, and nothing is started anew; the way back is as short."""
+    web, worker = ModelStore(settings), ModelStore(settings)
+    shared = web.live_tag("3")
+    before = web.current("3")
+    tag = for_project(worker, "3", "0badcafe", shared)
+    worker.publish("3", tag)
+    assert web.live_tag("3") == web.current("3").tag == tag
+    worker.publish("3", shared)
+    assert web.current("3") is before
+
+
+def test_who_publishes_must_have_beaten_what_is_live(settings: Settings) -> None:
+    """A model that a person chose while a training ran is not overwritten by it."""
+    store = ModelStore(settings)
+    shared = store.live_tag()
+    chosen, trained = (for_project(store, "3", job, shared) for job in ("0000aaaa", "0000bbbb"))
+    store.publish("3", chosen)
+    assert not store.publish("3", trained, job="0000bbbb", instead_of=shared)
+    assert store.live_tag("3") == chosen
+    with pytest.raises(ModelNotFoundError, match="project-3-0000cccc is not in the BentoML store"):
+        store.publish("3", f"{MODEL_NAME}:project-3-0000cccc")
+
+
+def test_a_pointer_to_a_model_that_is_gone_is_passed_over(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Predictions go on with the model of the settings, under its own version, and the log says it once."""
+    store = ModelStore(settings)
+    shared = store.live_tag()
+    tag = for_project(store, "3", "0badcafe", shared)
+    store.publish("3", tag)
+    store.registry.remove(tag)
+    assert store.live_tag("3") == store.live_tag("3") == shared
+    assert caplog.text.count(f"The live model of project 3, {tag}, is not in the store") == 1
+
+
+def test_old_models_are_kept_to_a_limit(settings: Settings) -> None:
+    """The live one, its parents and what belongs to all projects stay; the oldest others go."""
+    store = ModelStore(replace(settings, keep_models=2))
+    shared = store.live_tag()
+    first = for_project(store, "3", "00000001", shared)
+    live = for_project(store, "3", "00000002", first)
+    refused = [for_project(store, "3", f"0000000{number}", live) for number in range(3, 7)]
+    other = for_project(store, "4", "00000009", shared)
+    store.publish("3", live)
+    assert store.prune("3") == refused[:2]
+    assert {model.tag for model in store.registry.models()} == {shared, first, live, *refused[2:], other}
+    assert store.prune("3") == []
+
+
+def test_a_removed_model_is_nobodys_latest(settings: Settings) -> None:
+    """BentoML's own commands go on working with what is left."""
+    store = ModelStore(settings)
+    shared = store.live_tag()
+    tag = for_project(store, "3", "0badcafe")
+    store.registry.remove(tag)
+    assert str(bentoml.models.get(MODEL_NAME).tag) == shared
+    store.registry.remove(tag)
+
+
+def test_a_description_that_cannot_be_read_is_said(settings: Settings) -> None:
+    """One damaged model does not hide the others."""
+    store = ModelStore(settings)
+    shared = store.live_tag()
+    tag = for_project(store, "3", "0badcafe")
+    (store.registry.path(tag) / "model.yaml").write_text("{")
+    with pytest.raises(ModelError, match=r"The description of .*0badcafe cannot be read"):
+        store.registry.describe(tag)
+    assert [model.tag for model in store.registry.models()] == [shared]
