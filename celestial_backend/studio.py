@@ -1,5 +1,5 @@
 """
-Label Studio, as the backend reaches it: its address and its token.
+Label Studio, as the backend reaches it: its address, its token, and what its refusals mean.
 
 A legacy token is sent as it is. A personal access token is not: it buys access
 tokens that live five minutes, and label-studio-sdk knows how. That library takes
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
     from label_studio_sdk.core.api_error import ApiError
 
 REFRESH_TIMEOUT_S = 10.0
+PASSING = (408, 425, 429, *range(500, 600))  # statuses that a second try may get past
+ANSWER_TIMEOUT_S = 60.0  # a page of 200 tasks takes Label Studio about two seconds
 FAILURE_KEPT_S = 5.0  # so that a thousand pictures do not wait a thousand times for a Label Studio that is down
+
+
+def moment(text: object) -> datetime:
+    """A moment as Label Studio writes it, for comparison: whole seconds come without a fraction."""
+    try:
+        read = datetime.fromisoformat(str(text))
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+    return read if read.tzinfo else read.replace(tzinfo=UTC)
 
 
 def localhost_hint(url: str) -> str:
@@ -60,11 +72,7 @@ class Studio:
         """
         if not self._key:
             return {}
-        if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
-            raise StudioError(
-                "LABEL_STUDIO_API_KEY must be the token alone, without blanks or signs that no token has."
-                " Copy it again from Label Studio, Account & Settings."
-            )
+        _check_key(self._key)
         if self._key.count(".") != 2:  # three parts make a personal access token, all else is a legacy token
             return {"Authorization": f"Token {self._key}"}
         with self._lock:
@@ -77,6 +85,81 @@ class Studio:
                 raise
             self._failure = ""
             return dict(self._sent)
+
+    def client(self) -> LabelStudio:
+        """
+        A client of Label Studio's whole API, for one thread; it renews its access token by itself.
+
+        It tries nothing twice; its errors are made into sentences by `problem`.
+
+        Raises:
+            StudioError: LABEL_STUDIO_URL or LABEL_STUDIO_API_KEY is missing, or the token cannot be one.
+        """
+        if not self.url or not self._key:
+            raise StudioError(
+                "The labels of a project are read from Label Studio, which needs LABEL_STUDIO_URL and"
+                " LABEL_STUDIO_API_KEY. Set both."
+            )
+        _check_key(self._key)
+        from label_studio_sdk import LabelStudio
+        from label_studio_sdk.core.api_error import ApiError
+
+        try:
+            return LabelStudio(  # type: ignore[no-untyped-call]
+                base_url=f"{self.url}/", api_key=self._key, timeout=ANSWER_TIMEOUT_S, max_retries=0
+            )
+        except ApiError as error:  # a personal access token that has run out is known without asking
+            raise StudioError(self._refusal(error)) from error
+
+    def problem(self, error: Exception, wanted: str) -> tuple[str, bool]:
+        """
+        What went wrong in a call of Label Studio's API.
+
+        Args:
+            error: What a client's call raised, one of `failures`. Never shown whole: it holds cookies.
+            wanted: What was asked for, such as "the tasks of project 3".
+
+        Returns:
+            A sentence for people, and whether it may pass by itself.
+        """
+        import httpx
+        from label_studio_sdk.core.api_error import ApiError
+
+        if isinstance(error, httpx.TimeoutException):
+            return (
+                f"Label Studio at {self._place} must answer within {ANSWER_TIMEOUT_S:g} seconds and did not, when asked"
+                f" for {wanted}. Check that it runs and is not overloaded.{localhost_hint(self.url or '')}"
+            ), True
+        if isinstance(error, ApiError) and error.status_code != 200:
+            return self._denial(error, wanted), error.status_code in PASSING
+        if isinstance(error, (httpx.HTTPError, httpx.InvalidURL)):
+            return self._unreachable(error), isinstance(error, httpx.TransportError)
+        return (
+            f"What answers at {self._place} is not Label Studio: it did not give {wanted}. Check LABEL_STUDIO_URL."
+        ), False
+
+    @staticmethod
+    def failures() -> tuple[type[Exception], ...]:
+        """What the calls of a client raise, all that `problem` can explain."""
+        import httpx
+        from label_studio_sdk.core.api_error import ApiError
+        from label_studio_sdk.core.parse_error import ParsingError
+
+        return (ApiError, ParsingError, httpx.HTTPError, httpx.InvalidURL, ValueError)
+
+    def _denial(self, error: ApiError, wanted: str) -> str:
+        detail = error.body.get("detail") if isinstance(error.body, dict) else None
+        said = f" ({str(detail)[:200].rstrip('.')})" if detail else ""
+        start = f"Label Studio at {self._place} answered {error.status_code}{said} when asked for {wanted}."
+        if error.status_code == 401:
+            return f"{start} Set LABEL_STUDIO_API_KEY to a valid token, from Account & Settings."
+        if error.status_code == 403:
+            return f"{start} Give the token's user access to the project."
+        if error.status_code == 404:
+            return f"{start} The project was deleted, or the token's user may not see it. Check both in Label Studio."
+        if error.status_code in PASSING:
+            return f"{start} Look into Label Studio's own log."
+        return f"{start} Check LABEL_STUDIO_URL, sub-path included."
 
     def forget(self, refused: dict[str, str]) -> bool:
         """
@@ -142,4 +225,12 @@ class Studio:
         return (
             f"Label Studio at {self._place} answered {error.status_code} when asked for an access token."
             " Check LABEL_STUDIO_URL, sub-path included."
+        )
+
+
+def _check_key(key: str) -> None:
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise StudioError(
+            "LABEL_STUDIO_API_KEY must be the token alone, without blanks or signs that no token has."
+            " Copy it again from Label Studio, Account & Settings."
         )

@@ -1,0 +1,204 @@
+"""
+One Label Studio project, through label-studio-sdk: its labels, and the model version that it shows.
+
+A training reads for minutes, and Label Studio may be restarted meanwhile: what may pass
+is tried again for a while, what needs a person is said at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from celestial_backend.errors import StudioError
+from celestial_backend.settings import MODEL_NAME
+from celestial_backend.studio import Studio
+from celestial_backend.studio import moment as read_moment
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+    from label_studio_sdk.types.ml_backend import MlBackend
+
+logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+PATIENCE_S = 180.0  # a restart of Label Studio takes less
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+PAGE = 200  # tasks; pages of 1,000 were seen to fail on SQLite
+MOST_COUNTED = 1000  # tasks that `labels_since` reads one by one: six seconds
+
+
+def _where(column: str, kind: str, least: object) -> dict[str, Any]:
+    """A filter of Label Studio's Data Manager: a column of tasks is greater than something."""
+    return {"filter": f"filter:tasks:{column}", "operator": "greater", "type": kind, "value": least}
+
+
+LABELLED = _where("total_annotations", "Number", 0)
+
+
+class StudioProject:
+    """A project of Label Studio; for one thread. Nothing is asked before the first call."""
+
+    def __init__(self, studio: Studio, project_id: str, patience_s: float = PATIENCE_S) -> None:
+        self.project_id = project_id
+        self._studio = studio
+        self._patience_s = patience_s
+        self._client: LabelStudio | None = None
+
+    def label_config(self) -> str:
+        """
+        The label config as it is now; waits for a Label Studio that is away.
+
+        Raises:
+            StudioError: It stayed away, refused, or has no such project.
+        """
+        wanted = f"project {self.project_id}"
+        config = self._ask(wanted, lambda client: client.projects.get(self._number()).label_config)
+        return config or ""
+
+    def labelled_tasks(self) -> Iterator[dict[str, Any]]:
+        """
+        Every task with a label, by id, each once, while people go on labelling.
+
+        A page holds the tasks after the last id of the page before, so none is lost or
+        doubled when others come or go. Tasks whose every annotation was skipped have no label.
+
+        Yields:
+            ``id``, ``data`` (cloud addresses as Label Studio resolves them), ``annotations`` as
+            ``/api/tasks`` gives them, and of the ``predictions`` ``id`` and ``result``.
+
+        Raises:
+            StudioError: As for `label_config`.
+        """
+        return self._tasks([LABELLED])
+
+    def labels_since(self, moment: str | None) -> int:
+        """
+        How many labels are new or were changed since a moment.
+
+        Label Studio touches a task when it is labelled, but also when it is predicted, so the
+        touched ones are read. When they are more than `MOST_COUNTED`, tasks that were completed
+        since are counted instead, which passes over labels that were only changed.
+
+        Args:
+            moment: The largest ``updated_at`` of an annotation that was read, as Label Studio
+                writes it, or None to count all labels.
+
+        Raises:
+            StudioError: As for `label_config`.
+        """
+        if moment is None:
+            return self._page([LABELLED], 1)[1].total_annotations or 0
+        since = read_moment(moment)
+        text = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        touched = [LABELLED, _where("updated_at", "Datetime", text)]
+        if int(self._page(touched, 1)[1].total) > MOST_COUNTED:
+            return int(self._page([LABELLED, _where("completed_at", "Datetime", text)], 1)[1].total)
+        given = (annotation for task in self._tasks(touched) for annotation in task["annotations"])
+        return sum(not each["was_cancelled"] and read_moment(each["updated_at"]) > since for each in given)
+
+    def show_version(self, tag: str) -> list[str]:
+        """
+        Bring Label Studio in step with a model that has just become live.
+
+        Asking for the project's backends makes Label Studio ask them for their versions. A title
+        that is a tag of ours follows the version, so that scores and sampling by them keep working;
+        a project that shows the predictions of an old version is set to the backend instead, so that
+        opened tasks are predicted anew. Titles that a person chose stay.
+
+        Returns:
+            Sentences that say what was found and changed.
+
+        Raises:
+            StudioError: As for `label_config`.
+        """
+        number = self._number()
+        records = self._ask("the model of the project", lambda client: client.ml.list(project=number))
+        ours = next((record for record in records if record.model_version == tag), None)
+        if ours is None:
+            return [self._not_connected(tag, records)]
+        said = [f"Label Studio shows model version {tag}."]
+        title = ours.title or ""
+        if _is_tag(title) and title != tag:
+            self._ask("another title of the model", lambda client: _rename(client, ours, tag))
+            said.append(f"The model's title was {title} and is {tag} now.")
+            title = tag
+        shown = self._ask("the project", lambda client: client.projects.get(number)).model_version or ""
+        titles = {record.title for record in records} | {title}
+        if _is_tag(shown) and shown not in titles and shown != tag:
+            self._ask("live predictions", lambda client: client.projects.update(number, model_version=title))
+            said.append(f"The project showed predictions of {shown} and shows those of the model {title!r} now.")
+        return said
+
+    def _tasks(self, filters: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        last = 0
+        while True:
+            tasks, _ = self._page([*filters, _where("id", "Number", last)], PAGE)
+            yield from tasks
+            if len(tasks) < PAGE:
+                return
+            last = max(int(task["id"]) for task in tasks)
+
+    def _not_connected(self, tag: str, records: Sequence[MlBackend]) -> str:
+        if not records:
+            return "The project has no model connected in Label Studio, so nothing was changed there."
+        seen = ", ".join(f"{record.title!r} with version {record.model_version}" for record in records)
+        return (
+            f"No connected model of the project says version {tag}, only {seen}; nothing was changed in Label Studio."
+            " Look at the project's settings, Model."
+        )
+
+    def _page(self, filters: list[dict[str, Any]], size: int) -> tuple[list[dict[str, Any]], Any]:
+        query = json.dumps({"filters": {"conjunction": "and", "items": filters}, "ordering": ["tasks:id"]})
+        number = self._number()
+        page: Any = self._ask(
+            f"the tasks of project {self.project_id}",
+            lambda client: client.tasks.list(project=number, page=1, page_size=size, fields="all", query=query),
+        )
+        return [_plain(task) for task in page.items or ()], page.response
+
+    def _number(self) -> int:
+        if not self.project_id.isdecimal():
+            raise StudioError(f"A project of Label Studio has a number, got {self.project_id[:40]!r}.")
+        return int(self.project_id)
+
+    def _ask(self, wanted: str, call: Callable[[LabelStudio], Answer]) -> Answer:
+        """What a call gives; tried again, with growing pauses, while patience lasts."""
+        failures = self._studio.failures()
+        deadline, pause = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        while True:
+            try:
+                if self._client is None:
+                    self._client = self._studio.client()
+                return call(self._client)
+            except failures as error:
+                problem, may_pass = self._studio.problem(error, wanted)
+                if not may_pass or time.monotonic() + pause > deadline:
+                    raise StudioError(problem) from None  # the SDK's own text holds cookies
+                logger.warning("Project %s: %s Trying again in %g s.", self.project_id, problem, pause)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def _is_tag(text: str) -> bool:
+    return text.startswith(f"{MODEL_NAME}:")
+
+
+def _plain(task: Any) -> dict[str, Any]:
+    """The parts of a task that are used, so that a page does not keep the SDK's objects alive."""
+    predictions = [{"id": each.id, "result": each.result} for each in task.predictions or ()]
+    return {"id": task.id, "data": task.data, "annotations": task.annotations or [], "predictions": predictions}
+
+
+def _rename(client: LabelStudio, record: MlBackend, title: str) -> None:
+    """Give a model another title; Label Studio checks the whole record again, its credentials included."""
+    kept: Mapping[str, Any] = {}
+    if record.auth_method == "BASIC_AUTH":  # an empty password stands for the one that is stored
+        kept = {"auth_method": record.auth_method, "basic_auth_user": record.basic_auth_user, "basic_auth_pass": ""}
+    client.ml.update(
+        record.id, title=title, url=record.url, project=record.project, extra_params=record.extra_params, **kept
+    )
