@@ -221,4 +221,5 @@ def _candidate(student: Any, preprocess: Prepare, lessons: Lessons, facts: dict[
         seconds,
         facts["stopped_by"],
     )
+    student.compile()  # without the course's loss, which no other process could load
     return Candidate(student, preprocess, network.Postprocess(lessons.classes), lessons.classes, facts)

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celestial_backend import contest, finetune
-from celestial_backend.classifier import Classifier, Parts, read_parts
+from celestial_backend.classifier import Classifier, Parts, load, read_parts
 from celestial_backend.collect import Collection, ProjectExample, collect
-from celestial_backend.errors import CelestialError, StateError
+from celestial_backend.errors import CelestialError, ModelLoadError, StateError
 from celestial_backend.examples import Example, rendered
 from celestial_backend.images import ImageReader
 from celestial_backend.labels import ChoiceMap
@@ -40,6 +40,7 @@ JUDGE_SEED = 977_001  # no training draws with it
 TIME_FOR_LEARNING = 0.8  # of CELESTIAL_TRAIN_MAX_S; the rest is for comparing and saving
 REPORT_S = 1.0
 BATCH = 64  # pictures in memory while comparing
+SAVED_APART = 1e-4
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,14 @@ class Learner:
         candidate = self._train(job, parent, champion, collection, deadline)
         self._report(job, "comparing")
         tag = project_tag(job.project, job.id)
-        verdict = _judge(champion, Classifier(candidate.parts(tag)), collection)
+        challenger = Classifier(candidate.parts(tag))
+        verdict = _judge(champion, challenger, collection)
         facts = self._manifest(job, parent.tag, collection, candidate, verdict)
         self._report(job, "saving")
         candidate.network.save(folder / "network", zipped=False, include_optimizer=False)
         self._store.registry.remove(tag)  # left by an attempt that was killed
         self._store.registry.add(tag, folder / "network", candidate.preprocess, candidate.postprocess, facts)
+        _check_saved(challenger, collection.held_out[:BATCH])
         outcome = Outcome(PUBLISHED if verdict.publish else KEPT, verdict.reason, {"tag": tag} | facts)
         if verdict.publish:
             outcome = self._publish(job, project, parent.tag, outcome)
@@ -137,7 +140,8 @@ class Learner:
         self, job: Job, parent: Parts, champion: Classifier, collection: Collection, deadline: float
     ) -> finetune.Candidate:
         def show(at: Progress) -> None:
-            self._report(job, "learning", **{name: value for name, value in asdict(at).items() if value is not None})
+            where = {name: value for name, value in asdict(at).items() if name != "seconds" and value is not None}
+            self._report(job, "learning", **where)
 
         if job.from_scratch:
             named = {example.class_name for example in (*collection.learn, *collection.held_out)}
@@ -197,6 +201,17 @@ def _said_before(tried: Described, parent: str) -> str:
         return f"Nothing to learn: the live model {parent} has learned from these very labels. Label more pictures."
     said = str(tried.metadata.get("reason", "")).rstrip(".")
     return f"Nothing to learn: {tried.tag} comes of these very labels and was kept out ({said}). Label more pictures."
+
+
+def _check_saved(challenger: Classifier, examples: Sequence[Example]) -> None:
+    """Read the new model from the store as a web process will, and see that it says the same."""
+    bench = _bench(challenger, load(challenger.tag), examples)
+    apart = float(np.abs(bench.champion - bench.challenger).max())
+    if apart > SAVED_APART:
+        raise ModelLoadError(
+            f"{challenger.tag} must say from the store what it said before it was saved, and its probabilities are "
+            f"up to {apart:.2g} apart. It was not published."
+        )
 
 
 def _judge(champion: Classifier, challenger: Classifier, collection: Collection) -> contest.Verdict:
