@@ -29,6 +29,9 @@ Answer = TypeVar("Answer")
 PATIENCE_S = 180.0  # a restart of Label Studio takes less
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 PAGE = 200  # tasks; pages of 1,000 were seen to fail on SQLite
+PARTS = (  # of tasks, annotations and predictions alike; all fields would take Label Studio three times as long
+    "id,data,annotations,predictions,result,was_cancelled,ground_truth,completed_by,parent_prediction,updated_at"
+)
 MOST_COUNTED = 1000  # tasks that `labels_since` reads one by one: six seconds
 
 
@@ -68,8 +71,9 @@ class StudioProject:
         doubled when others come or go. Tasks whose every annotation was skipped have no label.
 
         Yields:
-            ``id``, ``data`` (cloud addresses as Label Studio resolves them), ``annotations`` as
-            ``/api/tasks`` gives them, and of the ``predictions`` ``id`` and ``result``.
+            ``id``, ``data`` (cloud addresses as Label Studio resolves them, if a storage of the
+            project fits), ``annotations`` as ``/api/tasks`` gives them, and of the ``predictions``
+            ``id`` and ``result``.
 
         Raises:
             StudioError: As for `label_config`.
@@ -157,7 +161,9 @@ class StudioProject:
         number = self._number()
         page: Any = self._ask(
             f"the tasks of project {self.project_id}",
-            lambda client: client.tasks.list(project=number, page=1, page_size=size, fields="all", query=query),
+            lambda client: client.tasks.list(
+                project=number, page=1, page_size=size, fields="all", include=PARTS, query=query
+            ),
         )
         return [_plain(task) for task in page.items or ()], page.response
 
@@ -169,7 +175,7 @@ class StudioProject:
     def _ask(self, wanted: str, call: Callable[[LabelStudio], Answer]) -> Answer:
         """What a call gives; tried again, with growing pauses, while patience lasts."""
         failures = self._studio.failures()
-        deadline, pause = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        deadline, pause, renewed = time.monotonic() + self._patience_s, FIRST_PAUSE_S, False
         while True:
             try:
                 if self._client is None:
@@ -177,6 +183,9 @@ class StudioProject:
                 return call(self._client)
             except failures as error:
                 problem, may_pass = self._studio.problem(error, wanted)
+                if getattr(error, "status_code", None) == 401 and self._client is not None and not renewed:
+                    self._client, renewed = None, True  # an access token that ran out early; the next one may do
+                    continue
                 if not may_pass or time.monotonic() + pause > deadline:
                     raise StudioError(problem) from None  # the SDK's own text holds cookies
                 logger.warning("Project %s: %s Trying again in %g s.", self.project_id, problem, pause)

@@ -134,9 +134,10 @@ class Studio:
             return self._denial(error, wanted), error.status_code in PASSING
         if isinstance(error, (httpx.HTTPError, httpx.InvalidURL)):
             return self._unreachable(error), isinstance(error, httpx.TransportError)
+        # A proxy in front of Label Studio says with a page that it is away, also when a token is to be renewed.
         return (
             f"What answers at {self._place} is not Label Studio: it did not give {wanted}. Check LABEL_STUDIO_URL."
-        ), False
+        ), isinstance(error, ValueError)
 
     @staticmethod
     def failures() -> tuple[type[Exception], ...]:

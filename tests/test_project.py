@@ -1,0 +1,357 @@
+"""StudioProject: what is read of a real Label Studio while people work in it, and what a training sets there."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from backend_server import label_config
+from gate import gate
+from label_studio import LabelStudioServer
+from picture_host import PictureHost, picture_host
+from stand_in import stand_in
+from test_studio import LEGACY, PAT, REFRESH, issuing, refreshes
+
+from celestial_backend import project as project_module
+from celestial_backend.errors import StudioError
+from celestial_backend.project import StudioProject
+from celestial_backend.settings import MODEL_NAME, Settings
+from celestial_backend.studio import Studio
+
+OLD, NEW = f"{MODEL_NAME}:old", f"{MODEL_NAME}:new"
+IMAGE = "http://127.0.0.1/a.png"
+
+
+def connect(url: str, key: str | None, project: object, patience_s: float = 20) -> StudioProject:
+    return StudioProject(Studio(Settings(label_studio_url=url, label_studio_api_key=key)), str(project), patience_s)
+
+
+def read(studio: LabelStudioServer, project: object) -> StudioProject:
+    return connect(studio.url, studio.legacy_token, project)
+
+
+def labelled(studio: LabelStudioServer, count: int, more: int = 0) -> tuple[int, list[int]]:
+    """A project with some labelled tasks and then some without a label; its id and the tasks'."""
+    project = studio.create_project("labelled")
+    region = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["Mars"]}}
+    body: list[dict[str, Any]] = [{"data": {"image": IMAGE}} for _ in range(count + more)]
+    for task in body[:count]:
+        task["annotations"] = [{"result": [region], "ground_truth": False}]
+    answer = studio.api("POST", f"/api/projects/{project}/import?return_task_ids=true", json=body)
+    return project, answer["task_ids"]
+
+
+# Reading
+
+
+@pytest.mark.parametrize("kind", ["legacy", "personal"])
+def test_either_kind_of_token_reads_a_project(label_studio: LabelStudioServer, kind: str) -> None:
+    """The label config and the labelled tasks come with a legacy token and with a personal access token."""
+    key = label_studio.legacy_token if kind == "legacy" else label_studio.personal_access_token
+    project, tasks = labelled(label_studio, 2, more=1)
+    subject = connect(label_studio.url, key, project)
+    assert subject.label_config() == label_config()
+    assert [task["id"] for task in subject.labelled_tasks()] == tasks[:2]
+
+
+def test_no_task_is_lost_or_doubled_while_people_label(
+    label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Pages follow the ids: labels that come and go on read and unread tasks shift nothing.
+
+    With page numbers, a label that is deleted from a page already read pulls a task of the next page into it.
+    """
+    monkeypatch.setattr(project_module, "PAGE", 10)
+    project, tasks = labelled(label_studio, 35, more=5)
+    reading = read(label_studio, project).labelled_tasks()
+    seen = [next(reading)["id"] for _ in range(10)]
+    for annotation in label_studio.annotations(project)[:3]:
+        label_studio.api("DELETE", f"/api/annotations/{annotation['id']}/")
+    label_studio.annotate(tasks[36], "Venus")
+    seen += [task["id"] for task in reading]
+    assert seen == [*tasks[:35], tasks[36]]
+
+
+def test_what_a_task_brings(label_studio: LabelStudioServer) -> None:
+    """Annotations with result, author, marks and parent; predictions with id and result."""
+    project = label_studio.create_project("one task")
+    (task,) = label_studio.import_tasks(project, ["s3://bucket/a b.png"])
+    region = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["Mars"]}}
+    body = {"task": task, "result": [region], "score": 0.5, "model_version": OLD}
+    prediction = label_studio.api("POST", "/api/predictions/", json=body)["id"]
+    body = {"result": [region | {"origin": "prediction"}], "parent_prediction": prediction}
+    annotation = label_studio.api("POST", f"/api/tasks/{task}/annotations/", json=body)
+
+    (seen,) = read(label_studio, project).labelled_tasks()
+
+    assert set(seen) == {"id", "data", "annotations", "predictions"}
+    assert seen["predictions"] == [{"id": prediction, "result": [region]}]
+    (given,) = seen["annotations"]
+    expected = {
+        "id": annotation["id"],
+        "result": body["result"],
+        "completed_by": 1,
+        "was_cancelled": False,
+        "ground_truth": False,
+        "parent_prediction": prediction,
+        "updated_at": annotation["updated_at"],
+    }
+    assert {name: given[name] for name in expected} == expected
+    assert seen["data"] == {"image": "s3://bucket/a b.png"}
+
+
+def test_labels_since(label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New and changed labels count; predictions, skips, deletions and labels that were read do not."""
+    project, tasks = labelled(label_studio, 4, more=3)
+    subject = read(label_studio, project)
+    assert subject.labels_since(None) == 4
+    moment = max(each["updated_at"] for each in label_studio.annotations(project))
+    assert subject.labels_since(moment) == 0
+
+    with stand_in(OLD) as model:
+        label_studio.connect_backend(project, model.url)
+        label_studio.retrieve(project)  # touches every task
+    assert subject.labels_since(moment) == 0
+
+    first, second, third, _ = label_studio.annotations(project)
+    label_studio.api("PATCH", f"/api/annotations/{first['id']}/", json={"result": second["result"]})
+    assert subject.labels_since(moment) == 1
+    created = label_studio.annotate(tasks[4], "Venus")
+    assert subject.labels_since(moment) == 2
+    label_studio.api("POST", f"/api/tasks/{tasks[5]}/annotations/", json={"result": [], "was_cancelled": True})
+    label_studio.api("DELETE", f"/api/annotations/{third['id']}/")
+    assert subject.labels_since(moment) == 2
+    assert subject.labels_since(created["updated_at"]) == 0
+
+    monkeypatch.setattr(project_module, "MOST_COUNTED", 1)
+    assert subject.labels_since(moment) == 1, "of too many touched tasks those are counted that were completed since"
+
+
+# Patience
+
+
+def test_a_label_studio_that_is_away_for_seconds_costs_nothing(
+    label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections cut and refused in the middle of a listing: it goes on where it was, and the log tells."""
+    monkeypatch.setattr(project_module, "PAGE", 10)
+    monkeypatch.setattr(project_module, "FIRST_PAUSE_S", 0.2)
+    project, tasks = labelled(label_studio, 25)
+    for key in (label_studio.legacy_token, label_studio.personal_access_token):
+        with gate(label_studio.url) as door, caplog.at_level(logging.WARNING, "celestial_backend"):
+            caplog.clear()
+            reading = connect(door.url, key, project).labelled_tasks()
+            seen = [next(reading)["id"]]
+            door.shut()
+            threading.Timer(2, door.open).start()
+            seen += [task["id"] for task in reading]
+        assert seen == tasks
+        assert "cannot be reached" in caplog.text
+        assert key not in caplog.text
+
+
+def test_patience_ends(label_studio: LabelStudioServer) -> None:
+    """A Label Studio that stays away is an error after the patience, with what to look at."""
+    with gate(label_studio.url) as door:
+        door.shut()
+        started = time.monotonic()
+        with pytest.raises(StudioError, match=r"cannot be reached at http://127\.0\.0\.1:\d+ \(ConnectError\)"):
+            connect(door.url, LEGACY, 1, patience_s=1.5).label_config()
+        assert 0.9 < time.monotonic() - started < 5
+
+
+@pytest.fixture
+def host() -> Iterator[PictureHost]:
+    with picture_host() as server:
+        yield server
+
+
+@pytest.mark.parametrize("answer", [(503, {}, b"<html>"), (429, {}, b"{}"), (500, {}, b'{"detail": "Oh."}')])
+def test_statuses_that_pass_are_tried_again(
+    host: PictureHost, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an overloaded or starting server says is no reason to give up."""
+    monkeypatch.setattr(project_module, "FIRST_PAUSE_S", 0.05)
+    path = "/api/projects/7/"
+    host.answers[path] = answer
+
+    def recover() -> None:
+        host.answers[path] = b'{"id": 7, "title": "t", "label_config": "<View/>"}'
+
+    threading.Timer(0.3, recover).start()
+    assert connect(host.url, LEGACY, 7).label_config() == "<View/>"
+    assert len(host.requests) > 1
+
+
+def test_a_proxy_that_answers_for_the_token_is_waited_for(
+    host: PictureHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page instead of an access token, as a proxy gives while Label Studio restarts, may pass too."""
+    monkeypatch.setattr(project_module, "FIRST_PAUSE_S", 0.05)
+    host.answers["/api/projects/7/"] = b'{"id": 7, "title": "t", "label_config": "<View/>"}'
+    host.answers[REFRESH] = (502, {}, b"<html>")
+    threading.Timer(0.3, lambda: host.answers.update({REFRESH: issuing(host)})).start()
+    assert connect(host.url, PAT, 7).label_config() == "<View/>"
+
+
+def test_access_tokens_are_renewed(host: PictureHost) -> None:
+    """An access token that has run out is replaced before the next call, and one that is refused is once."""
+    host.answers["/api/projects/7/"] = b'{"id": 7, "title": "t", "label_config": "<View/>"}'
+    host.answers[REFRESH] = issuing(host, life_s=-1)
+    subject = connect(host.url, PAT, 7)
+    assert subject.label_config() == subject.label_config()
+    assert refreshes(host) == 2
+
+    host.answers[REFRESH] = issuing(host)
+    subject = connect(host.url, PAT, 7)
+    subject.label_config()
+    host.answers["/api/projects/7/"] = (401, {"Set-Cookie": "sessionid=s3cret"}, b'{"detail": "Token expired."}')
+    before = len(host.requests)
+    assert "answered 401 (Token expired)" in said(subject)
+    assert len(host.requests) - before == 3  # refused, renewed, refused
+
+
+# Errors at once
+
+
+def said(subject: StudioProject) -> str:
+    started = time.monotonic()
+    with pytest.raises(StudioError) as raised:
+        subject.label_config()
+    assert time.monotonic() - started < 5, "what needs a person is not waited for"
+    for secret in (LEGACY, PAT, "sessionid", "s3cret"):
+        assert secret not in str(raised.value)
+    return str(raised.value)
+
+
+def test_refusals(label_studio: LabelStudioServer) -> None:
+    """A wrong token and a project that is not there are said at once, with what to do."""
+    assert said(connect(label_studio.url, "0" * 40, 1)) == (
+        f"Label Studio at {label_studio.url} answered 401 (Invalid token) when asked for project 1."
+        " Set LABEL_STUDIO_API_KEY to a valid token, from Account & Settings."
+    )
+    assert said(read(label_studio, 987654)) == (
+        f"Label Studio at {label_studio.url} answered 404 (No Project matches the given query) when asked for"
+        " project 987654. The project was deleted, or the token's user may not see it. Check both in Label Studio."
+    )
+    with pytest.raises(StudioError, match="answered 404"):
+        next(read(label_studio, 987654).labelled_tasks())
+
+
+def test_other_refusals(host: PictureHost) -> None:
+    """A user without access, and a server that is something else."""
+    host.answers["/api/projects/7/"] = (403, {"Set-Cookie": "sessionid=s3cret"}, b'{"detail": "No."}')
+    assert said(connect(host.url, LEGACY, 7)) == (
+        f"Label Studio at {host.url} answered 403 (No) when asked for project 7."
+        " Give the token's user access to the project."
+    )
+    host.answers["/api/projects/7/"] = b"<html>"
+    assert said(connect(host.url.replace("//", "//me:s3cret@"), LEGACY, 7)) == (
+        f"What answers at {host.url} is not Label Studio: it did not give project 7. Check LABEL_STUDIO_URL."
+    )
+    host.answers["/api/projects/7/"] = 418
+    assert said(connect(host.url, LEGACY, 7)).endswith("Check LABEL_STUDIO_URL, sub-path included.")
+
+
+def test_settings_that_are_missing() -> None:
+    """Both settings are named, whichever is missing."""
+    for url, key in ((None, LEGACY), ("http://127.0.0.1:1", None)):
+        text = said(StudioProject(Studio(Settings(label_studio_url=url, label_studio_api_key=key)), "1"))
+        assert text.endswith("needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. Set both.")
+    assert "must be the token alone" in said(connect("http://127.0.0.1:1", "Token abc", 1))
+
+
+def test_a_project_has_a_number() -> None:
+    """What is no number is not asked for."""
+    assert said(connect("http://127.0.0.1:1", LEGACY, "../users")).startswith("A project of Label Studio has a number")
+
+
+# After a training
+
+
+def versions(studio: LabelStudioServer, project: int) -> tuple[str, str, str]:
+    """What Label Studio shows: the project's version, the model's title, the model's version."""
+    shown = studio.api("GET", f"/api/projects/{project}/")["model_version"]
+    (record,) = studio.api("GET", f"/api/ml?project={project}")
+    return shown, record["title"], record["model_version"]
+
+
+def opened(studio: LabelStudioServer, project: int) -> tuple[int, list[tuple[str, str]]]:
+    """The task that Label All Tasks opens, and the versions and choices that it shows."""
+    task = studio.api("GET", f"/api/projects/{project}/next")
+    return task["id"], [
+        (each["model_version"], each["result"][0]["value"]["choices"][0]) for each in task["predictions"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("title", "static", "shown", "said_too"),
+    [
+        pytest.param("my model", False, ("my model", "my model", NEW), "", id="a title that a person chose stays"),
+        pytest.param(OLD, False, (NEW, NEW, NEW), f"title was {OLD} and is {NEW} now", id="a title that is a tag"),
+        pytest.param("my model", True, ("my model", "my model", NEW), f"showed predictions of {OLD}", id="static mode"),
+        pytest.param(OLD, True, (NEW, NEW, NEW), f"title was {OLD} and is {NEW} now", id="static mode by title"),
+    ],
+)
+@pytest.mark.parametrize("guarded", [False, True], ids=["open", "basic auth"])
+def test_label_studio_in_step(
+    label_studio: LabelStudioServer, title: str, static: bool, shown: tuple[str, str, str], said_too: str, guarded: bool
+) -> None:
+    """The new version is shown, opened tasks bring its predictions alone, and Retrieve adds them to every task."""
+    credentials = {"auth_method": "BASIC_AUTH", "basic_auth_user": "me", "basic_auth_pass": "s3cret"} if guarded else {}
+    header = "Basic " + base64.b64encode(b"me:s3cret").decode() if guarded else None
+    project = label_studio.create_project("in step")
+    tasks = label_studio.import_tasks(project, [IMAGE, IMAGE])
+    with stand_in(OLD, header) as model:
+        label_studio.connect_backend(project, model.url, title, extra_params='{"a": 1}', **credentials)
+        label_studio.retrieve(project)
+        if static:
+            label_studio.api("PATCH", f"/api/projects/{project}/", json={"model_version": OLD})
+        assert opened(label_studio, project) == (tasks[0], [(OLD, "Mars")])
+        model.version, model.choice = NEW, "Venus"
+
+        told = read(label_studio, project).show_version(NEW)
+
+        assert versions(label_studio, project) == shown
+        assert said_too in " ".join(told)
+        assert told[0] == f"Label Studio shows model version {NEW}."
+        assert opened(label_studio, project) == (tasks[0], [(NEW, "Venus")])
+        label_studio.retrieve(project)
+        predicted = {(each["task"], each["model_version"]) for each in label_studio.predictions(project)}
+        assert predicted == {(task, version) for task in tasks for version in (OLD, NEW)}
+        assert read(label_studio, project).show_version(NEW) == told[:1], "the second time there is nothing to change"
+        (record,) = label_studio.api("GET", f"/api/ml?project={project}")
+        assert (record["extra_params"], record["basic_auth_pass_is_set"]) == ('{"a": 1}', guarded)
+
+
+def test_a_choice_of_the_person_stays(label_studio: LabelStudioServer) -> None:
+    """A project that shows no predictions, or another model's, is left as it is."""
+    project = label_studio.create_project("chosen")
+    (task,) = label_studio.import_tasks(project, [IMAGE])
+    body = {"task": task, "result": "Mars", "score": 0.5, "model_version": "somebody else's"}
+    label_studio.api("POST", "/api/predictions/", json=body)
+    with stand_in(NEW) as model:
+        label_studio.connect_backend(project, model.url, "my model")
+        for chosen in ("", "somebody else's"):
+            label_studio.api("PATCH", f"/api/projects/{project}/", json={"model_version": chosen})
+            assert read(label_studio, project).show_version(NEW) == [f"Label Studio shows model version {NEW}."]
+            assert versions(label_studio, project)[0] == chosen
+
+
+def test_no_model_or_another_one_is_connected(label_studio: LabelStudioServer) -> None:
+    """Then nothing is changed, and a sentence says so."""
+    project = label_studio.create_project("nobody")
+    (told,) = read(label_studio, project).show_version(NEW)
+    assert told == "The project has no model connected in Label Studio, so nothing was changed there."
+    with stand_in(OLD) as model:
+        label_studio.connect_backend(project, model.url, OLD)
+        (told,) = read(label_studio, project).show_version(NEW)
+        only = f"only '{OLD}' with version {OLD}; nothing was changed"
+        assert told.startswith(f"No connected model of the project says version {NEW}, {only}")
+        assert versions(label_studio, project) == (OLD, OLD, OLD)
