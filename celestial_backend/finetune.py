@@ -194,7 +194,8 @@ def _loss(total: int, tuning: Tuning) -> Callable[[Any, Any], Any]:
         lost = -ops.sum(right * ops.log_softmax(logits), axis=-1)
         known = targets.shape[1] - total
         if known:
-            lost -= tuning.keep * ops.sum(targets[:, total:] * ops.log_softmax(logits[:, :known]), axis=-1)
+            soft = ops.log_softmax(logits[:, :known] / tuning.soften)
+            lost -= tuning.keep * tuning.soften**2 * ops.sum(targets[:, total:] * soft, axis=-1)
         return lost
 
     return loss
@@ -221,5 +222,8 @@ def _candidate(student: Any, preprocess: Prepare, lessons: Lessons, facts: dict[
         seconds,
         facts["stopped_by"],
     )
-    student.compile()  # without the course's loss, which no other process could load
-    return Candidate(student, preprocess, network.Postprocess(lessons.classes), lessons.classes, facts)
+    import keras
+
+    bare = keras.models.clone_model(student)  # without the course's optimizer and loss, which are nobody else's
+    bare.set_weights(student.get_weights())
+    return Candidate(bare, preprocess, network.Postprocess(lessons.classes), lessons.classes, facts)
