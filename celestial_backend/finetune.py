@@ -134,9 +134,11 @@ class _Best:
         self._weights: list[NDArray[np.floating]] | None = None
         self.loss, self.accuracy, self.epoch, self._last = float("inf"), 0.0, 0, 0
 
-    def after(self, epoch: int) -> float:
-        loss, accuracy = self._lessons.checked(self._model)
-        self._last = epoch
+    def after(self, epoch: int) -> float | None:
+        figures = self._lessons.checked(self._model)
+        if figures is None:
+            return None
+        (loss, accuracy), self._last = figures, epoch
         if loss < self.loss:
             self.loss, self.accuracy, self.epoch, self._weights = loss, accuracy, epoch, self._model.get_weights()
         return accuracy
@@ -173,7 +175,7 @@ def _taught(
 
 
 def _told(course: Course, taught: Taught, best: _Best) -> dict[str, Any]:
-    judged = taught.epochs > 0
+    judged = best.loss < float("inf")
     return {
         "epochs": taught.epochs,
         "epochs_planned": course.epochs,

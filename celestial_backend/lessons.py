@@ -23,6 +23,7 @@ from celestial_backend.teaching import Course, Lesson, batches
 
 Prepare = Callable[[Image.Image], NDArray[np.float32]]
 RENDERED_CHECKS = 3  # of each body, so that forgetting is seen where nobody has labelled it
+KEPT_BYTES = 100_000_000  # inputs of checks are made once where all of them take no more than this
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Tuning:
     pictures: int = 14_000  # shown in all, repeated and changed ones too
     epochs: tuple[int, int] = (8, 30)  # fewest and most that these may become
     batch: int = 32
-    learning_rate: float = 0.001
+    learning_rate: float = 0.002
     weight_decay: float = 0.0
     label_smoothing: float = 0.01
     keep: float = 1.0  # weight of what the parent says of its own classes, beside the labels
+    soften: float = 3.0  # divides both networks' logits for that, so that more than the surest class is kept
     rendered_per_class: int = 30  # pictures of the parent's classes that the renderer knows
     most_repeats: int = 4  # times that one epoch may show a picture of a rare class
-    longest_side_px: int = 256  # pictures are made no smaller than the network's input, no larger than this
+    longest_side_px: int = 256  # larger pictures are shown in this size
     check_share: float = 0.15  # of each class, for the early stop and the temperature
     most_checks: int = 300
     check_rounds: int = 2  # of each of these: as it is, and changed
@@ -48,7 +50,12 @@ class Tuning:
     threads: int = 2
 
 
-SCRATCH = Tuning(pictures=60_000, epochs=(12, 80), learning_rate=0.003, weight_decay=0.01, rendered_per_class=60)
+SCRATCH = Tuning(pictures=40_000, epochs=(12, 80), learning_rate=0.003, weight_decay=0.01, rendered_per_class=60)
+
+
+CALIBRATION_ROUNDS = 4
+CHECK_BATCH = 64
+NO_EPOCH = 1_000_000  # changes of checks are drawn apart from those of any epoch
 
 
 class Lessons:
@@ -72,9 +79,12 @@ class Lessons:
                 "Label pictures, or set CELESTIAL_ACCEPTED_WEIGHT above 0."
             )
         self.taught, checks = split(counted, tuning.check_share)
-        self.checks = checks[:: -(-len(checks) // tuning.most_checks) or 1]
+        every = max(1, -(-len(checks) // tuning.most_checks))
+        self.checks = checks[::every]
+        self.taught += [one for place, one in enumerate(checks) if place % every]
         self.shown = self.taught + _held(rendered(drawn, tuning.rendered_per_class, tuning.seed), tuning)
         self._checked = self.checks + _held(rendered(drawn, RENDERED_CHECKS, tuning.seed + 1), tuning)
+        self._kept: list[NDArray[np.float32]] = []
         self._columns = np.array([self.classes.index(one.class_name) for one in self.shown])
         self._weights = np.array([one.weight for one in self.shown], np.float32)
 
@@ -108,14 +118,23 @@ class Lessons:
             rows = order[places]
             targets = np.eye(len(self.classes), dtype=np.float32)[self._columns[rows]]
             if teacher is not None:
-                said = Postprocess(self.classes[:known]).batch(teacher.predict_on_batch(inputs)[:, :known])
+                logits = teacher.predict_on_batch(inputs)[:, :known] / self.tuning.soften
+                said = Postprocess(self.classes[:known]).batch(logits)
                 agreed = (self._columns[rows] >= known) | (said.argmax(axis=1) == self._columns[rows])
                 targets = np.concatenate([targets, (said * agreed[:, None]).astype(np.float32)], axis=1)
             yield inputs, targets, self._weights[rows]
 
-    def checked(self, model: Any) -> tuple[float, float]:
-        """Mean log loss and share of right answers for the checks, every class counting the same."""
-        logits, truths = self._answers(model, self._checked, range(self.tuning.check_rounds))
+    def checked(self, model: Any) -> tuple[float, float] | None:
+        """Mean log loss and share of right answers for the checks, every class counting the same; None without any."""
+        if not self._checked:
+            return None
+        rounds = range(self.tuning.check_rounds)
+        if not self._kept:
+            made = self._inputs(self._checked, rounds)
+            size = self._prepared(self._checked[0].load()).nbytes * len(self._checked) * len(rounds)
+            self._kept = list(made) if size <= KEPT_BYTES else []
+        logits = np.concatenate([model.predict_on_batch(one) for one in self._kept or made])
+        truths = self._truths(self._checked, rounds)
         sure = Postprocess(self.classes).batch(logits)
         losses = -np.log(np.maximum(sure[np.arange(len(truths)), truths], 1e-7))
         right = sure.argmax(axis=1) == truths
@@ -127,7 +146,9 @@ class Lessons:
         """The best divisor of the logits for changed pictures among the labelled checks; 1 with too few."""
         if len(self.checks) < self.tuning.least_to_calibrate:
             return 1.0
-        return temperature(*self._answers(model, self.checks, range(1, 5)))
+        rounds = range(1, 1 + CALIBRATION_ROUNDS)
+        logits = [model.predict_on_batch(one) for one in self._inputs(self.checks, rounds)]
+        return temperature(np.concatenate(logits), self._truths(self.checks, rounds))
 
     def _order(self, epoch: int) -> NDArray[np.integer]:
         """Rows of one epoch: each once, and those of rare classes again, towards the mean of the classes."""
@@ -142,25 +163,25 @@ class Lessons:
 
     def _changed(self, example: Example, turn: tuple[int, int]) -> NDArray[np.float32]:
         picture = _smaller(example.load(), self.tuning.longest_side_px)
-        return self._input(augment(picture, np.random.default_rng([self.tuning.seed, *turn])))
+        return self._prepared(augment(picture, np.random.default_rng([self.tuning.seed, *turn])))
 
-    def _answers(
-        self, model: Any, examples: Sequence[Example], rounds: range
-    ) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
-        """Logits and truths of examples, as they are in round 0 and changed in later ones."""
+    def _inputs(self, examples: Sequence[Example], rounds: range) -> Iterator[NDArray[np.float32]]:
+        """Inputs of all examples, as they are in round 0 and changed in later ones, in batches."""
 
         def one(place: int) -> NDArray[np.float32]:
             turn, row = rounds[place // len(examples)], place % len(examples)
-            if turn == 0:
-                return self._input(_smaller(examples[row].load(), self.tuning.longest_side_px))
-            return self._changed(examples[row], (1_000_000 + turn, row))
+            return self._changed(examples[row], (NO_EPOCH + turn, row)) if turn else self._plain(examples[row])
 
         order = np.arange(len(rounds) * len(examples))
-        found = [model.predict_on_batch(inputs) for _, inputs in batches(one, order, 64, self.tuning.threads)]
-        truths = np.array([self.classes.index(one.class_name) for one in examples])
-        return np.concatenate(found), np.tile(truths, len(rounds))
+        return (inputs for _, inputs in batches(one, order, CHECK_BATCH, self.tuning.threads))
 
-    def _input(self, picture: Image.Image) -> NDArray[np.float32]:
+    def _truths(self, examples: Sequence[Example], rounds: range) -> NDArray[np.integer]:
+        return np.tile([self.classes.index(one.class_name) for one in examples], len(rounds))
+
+    def _plain(self, example: Example) -> NDArray[np.float32]:
+        return self._prepared(_smaller(example.load(), self.tuning.longest_side_px))
+
+    def _prepared(self, picture: Image.Image) -> NDArray[np.float32]:
         return np.asarray(self._prepare(picture), np.float32)
 
 
