@@ -129,7 +129,8 @@ class _TrainingWorker:
     """A worker process of our own, spawned and never forked; started anew when it ends."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = {**environ, "PYTHONPATH": os.pathsep.join([PLACE, *filter(None, [environ.get("PYTHONPATH")])])}
+        more = [environ["PYTHONPATH"]] if "PYTHONPATH" in environ else []
+        self._environ = {**environ, "PYTHONPATH": os.pathsep.join([PLACE, *more])}
         self._process: subprocess.Popen[bytes] | None = None
         self._started = -math.inf
 

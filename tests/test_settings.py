@@ -44,6 +44,11 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         "CELESTIAL_FETCH_THREADS": ("2", 2),
         "CELESTIAL_PREDICT_MAX_S": ("30", 30.0),
         "CELESTIAL_BATCH_SIZE": ("16", 16),
+        "REDIS_URL": ("redis://:secret@redis:6379/2", "redis://:secret@redis:6379/2"),
+        "CELESTIAL_TRAIN_EVERY": ("50", 50),
+        "CELESTIAL_TRAIN_MAX_S": ("600", 600.0),
+        "CELESTIAL_ACCEPTED_WEIGHT": ("0.5", 0.5),
+        "CELESTIAL_KEEP_MODELS": ("2", 2),
     }
     settings = Settings.from_environ({name: text for name, (text, _) in given.items()})
     declared = {one.metadata["variable"]: one.name for one in fields(Settings)}
@@ -68,6 +73,9 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         ("CELESTIAL_BENTOMODEL", "/nowhere/at/all", "must name a file that exists"),
         ("CELESTIAL_ALLOWED_HOSTS", "http://minio", "without http://"),
         ("CELESTIAL_ALLOWED_HOSTS", "10.0.0.0/99", "10.0.0.0/99"),
+        ("CELESTIAL_ACCEPTED_WEIGHT", "1.1", "must be a number from 0 to 1"),
+        ("CELESTIAL_ACCEPTED_WEIGHT", "half", "must be a number from 0 to 1"),
+        ("CELESTIAL_TRAIN_EVERY", "0", "must be a whole number of 1 or more"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_rule(variable: str, text: str, rule: str) -> None:
@@ -90,6 +98,13 @@ def test_half_of_a_credential_is_refused() -> None:
     for name in ("BASIC_AUTH_USER", "BASIC_AUTH_PASS"):
         with pytest.raises(SettingsError, match="must be set together"):
             Settings.from_environ({name: "x"})
+
+
+def test_an_address_of_redis_is_refused_without_its_password() -> None:
+    """The rule is told, the value is not."""
+    with pytest.raises(SettingsError, match="REDIS_URL must be an address that starts with redis://") as refused:
+        Settings.from_environ({"REDIS_URL": "http://:s3cret@redis"})
+    assert "s3cret" not in str(refused.value)
 
 
 def test_secrets_are_not_shown() -> None:
