@@ -76,29 +76,38 @@ def _counted(votes: Sequence[Vote]) -> list[Vote]:
 
 
 def _decide(votes: Sequence[Vote], weighed: str | None) -> Consensus:
-    counts = Counter(vote.class_name for vote in votes)
-    top = max(counts.values())
-    leaders = [name for name, count in counts.items() if count == top]
+    leaders = _leaders(votes)
     if len(leaders) > 1:
         return Consensus(None, TIE, "")
     winner, how = leaders[0], ALONE if len(votes) == 1 else MAJORITY
     if votes[0].ground_truth:
         how = TRUTH
-    elif weighed is not None and weighed in counts:  # a class that nobody voted for is the model's word, not a label
-        winner, how = weighed, CROWDLAB
+    elif weighed in {vote.class_name for vote in votes}:  # a class without a vote is the model's word, not a label
+        winner, how = str(weighed), CROWDLAB
     sources = {vote.source for vote in votes if vote.class_name == winner}
     return Consensus(winner, how, next(source for source in (CORRECTED, UNAIDED, ACCEPTED) if source in sources))
+
+
+def _leaders(votes: Sequence[Vote]) -> list[str]:
+    """The classes with the most votes."""
+    counts = Counter(vote.class_name for vote in votes)
+    top = max(counts.values())
+    return [name for name, count in counts.items() if count == top]
 
 
 def _crowdlab(
     ballots: Mapping[str, Sequence[Vote]], classes: Sequence[str], probabilities: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, str]:
-    """Picture -> CROWDLAB's class, for the pictures that it can weigh."""
+    """
+    Picture -> CROWDLAB's class, for the pictures that it can weigh.
+
+    Ties are not handed over: where nothing else decides, cleanlab breaks them by chance.
+    """
     column = {name: number for number, name in enumerate(classes)}
     pictures = [
         picture
         for picture, votes in ballots.items()
-        if picture in probabilities and all(vote.class_name in column for vote in votes)
+        if picture in probabilities and all(vote.class_name in column for vote in votes) and len(_leaders(votes)) == 1
     ]
     people = sorted({vote.annotator for picture in pictures for vote in ballots[picture]})
     if not pictures or len(column) < 2:
