@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from backend_server import BODIES, REPOSITORY, Backends, plain_environ
 from label_studio import LabelStudioServer, networks_without
 
@@ -119,22 +120,43 @@ def _in_ci(command: str) -> None:
     assert re.search(rf"^ *{re.escape(command)}( \|\| failed=1)?$", script, re.MULTILINE)
 
 
-def _train_help() -> None:
-    """The command exists and takes a folder; that it trains is tested beside it."""
+def _helped(command: str) -> None:
+    """The command exists and takes these arguments; what it does is tested in the files of its parts."""
     environ = plain_environ(Path(sys.executable).parent)
-    command = [sys.executable, "-m", "celestial_backend", "train", "--help"]
-    shown = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True)
-    assert "train [OPTIONS] FOLDER" in shown.stdout
+    name, words = re.fullmatch(r"python -m celestial_backend (\w+(?: use)?)(.*)", command).groups()
+    asked = [sys.executable, "-m", "celestial_backend", *name.split(), "--help"]
+    shown = subprocess.run(asked, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True).stdout
+    for word in words.replace(" P", "").split():
+        assert word in shown
+
+
+def _consumer() -> None:
+    """The name is what the worker's file gives, and the compose file says the same."""
+    code = "from celestial_backend.worker import huey; print(huey.name)"
+    told = subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY, text=True)
+    assert told == "celestial\n"
+    assert "celestial_backend.worker.huey" in (REPOSITORY / "docker-compose.yml").read_text()
 
 
 def _compose_up() -> None:
     assert (REPOSITORY / "docker-compose.yml").is_file()  # what it does is tested in test_docker.py
 
 
+def _worker_image() -> None:
+    """It stops as the compose file's worker does, and runs the same command on the same volume."""
+    (command,) = [command for command in COMMANDS if command.startswith("docker run") and "huey_consumer" in command]
+    compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["worker"]
+    assert f"--stop-signal {compose['stop_signal']} " in command
+    assert compose["stop_grace_period"] == "35m"
+    assert "--stop-timeout 2100 " in command
+    assert command.endswith("huey_consumer --quiet --logfile=/dev/null celestial_backend.worker.huey")
+    assert " -v celestial-state:/data celestial-backend " in command
+
+
 def _image() -> None:
     """Name, port and volume of the two commands fit each other and the Dockerfile."""
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
-    build, run = [command.split() for command in COMMANDS if command.startswith(("docker build", "docker run"))]
+    build, run, _ = [command.split() for command in COMMANDS if command.startswith(("docker build", "docker run"))]
     assert build[:4] == ["docker", "build", "-t", run[-1]]
     port, volume = run[run.index("-p") + 1].split(":")[-1], run[run.index("-v") + 1].split(":")[-1]
     assert f"EXPOSE {port}\n" in dockerfile
@@ -147,10 +169,17 @@ CHECKS: dict[str, Any] = {
     "ruff check": _in_ci,
     "mypy": _in_ci,
     "pytest": lambda: None,  # this one
-    "python -m celestial_backend train FOLDER": _train_help,
+    "python -m celestial_backend train FOLDER": _helped,
+    "python -m celestial_backend train --project P --from-scratch": _helped,
+    "python -m celestial_backend jobs": _helped,
+    "python -m celestial_backend models": _helped,
+    "python -m celestial_backend models use TAG --project P": _helped,
+    "huey_consumer celestial_backend.worker.huey": _consumer,
     "docker compose up": _compose_up,
     "docker build -t celestial-backend .": _image,
     "docker run --rm -p 127.0.0.1:9090:9090 -v celestial-state:/data celestial-backend": _image,
+    "docker run --rm --init --stop-signal SIGINT --stop-timeout 2100 -v celestial-state:/data celestial-backend "
+    "huey_consumer --quiet --logfile=/dev/null celestial_backend.worker.huey": _worker_image,
 }
 
 
@@ -159,7 +188,7 @@ def test_a_command_does_what_the_readme_says(command: str) -> None:
     """Each line of each shell block has its check; a new line without one fails here."""
     assert command in CHECKS, f"nothing checks {command!r}"
     check = CHECKS[command]
-    check(command) if check is _in_ci else check()
+    check(command) if check in (_in_ci, _helped) else check()
 
 
 @pytest.mark.timeout(300)
