@@ -41,6 +41,7 @@ TIME_FOR_LEARNING = 0.8  # of CELESTIAL_TRAIN_MAX_S; the rest is for comparing a
 REPORT_S = 1.0
 BATCH = 64  # pictures in memory while comparing
 SAVED_APART = 1e-4
+PASSED = "passed"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Learner:
         collection = self._collect(job, project, champion, folder)
         tried = self._tried(job, parent.tag, collection)
         if tried is not None:
-            return Outcome(KEPT, _said_before(tried, parent.tag), {"labels": collection.counts})
+            return Outcome(KEPT, _nothing_new(tried, parent.tag), {"labels": collection.counts})
         candidate = self._train(job, parent, champion, collection, deadline)
         self._report(job, "comparing")
         tag = project_tag(job.project, job.id)
@@ -161,7 +162,7 @@ class Learner:
             "job": job.id,
             "parent": parent,
             "from_scratch": job.from_scratch,
-            "decision": "passed" if verdict.publish else "refused",
+            "decision": PASSED if verdict.publish else "refused",
             "reason": verdict.reason,
             "scores": verdict.scores,
             "labels": collection.counts,
@@ -196,11 +197,14 @@ class Learner:
                 logger.warning("%s", error)
 
 
-def _said_before(tried: Described, parent: str) -> str:
+def _nothing_new(tried: Described, parent: str) -> str:
     if tried.tag == parent:
         return f"Nothing to learn: the live model {parent} has learned from these very labels. Label more pictures."
-    said = str(tried.metadata.get("reason", "")).rstrip(".")
-    return f"Nothing to learn: {tried.tag} comes of these very labels and was kept out ({said}). Label more pictures."
+    said = f"Nothing to learn: {tried.tag} was taught these very labels already"
+    if tried.metadata.get("decision") == PASSED:
+        use = f"python -m celestial_backend models use {tried.tag} --project {tried.project}"
+        return f"{said}, and is not live. Make it live with: {use}"
+    return f"{said}, and was refused. Label more pictures. ({tried.metadata.get('reason', '')})"
 
 
 def _check_saved(challenger: Classifier, examples: Sequence[Example]) -> None:
