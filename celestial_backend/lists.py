@@ -50,14 +50,14 @@ def models(context: click.Context, project: int | None, *, as_json: bool) -> Non
         click.echo(json.dumps(rows))
         return
     _table(
-        ["model", "live for", "made", "taught from", "decision"],
+        ["model", "live for", "made", "taught from", "how it did"],
         [
             [
                 row["tag"].partition(":")[2],
                 ", ".join(who if who == SHARED else f"project {who}" for who in row["live"]),
                 row["created"][:16].replace("T", " "),
                 (row["parent"] or "").partition(":")[2],
-                " ".join(filter(None, [row["decision"], row["reason"]])),
+                row["reason"] or "",
             ]
             for row in rows
         ],
