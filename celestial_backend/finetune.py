@@ -20,7 +20,7 @@ from celestial_backend import network
 from celestial_backend.classifier import Parts
 from celestial_backend.errors import TrainingError
 from celestial_backend.examples import Example
-from celestial_backend.growth import freeze_normalisations, grown
+from celestial_backend.growth import freeze_normalisations, grown, uncompiled
 from celestial_backend.lessons import SCRATCH, Lessons, Prepare, Tuning
 from celestial_backend.teaching import Course, Lesson, Progress, Taught, seed_everything, set_up, teach
 from celestial_backend.training import Recipe, versions
@@ -224,8 +224,5 @@ def _candidate(student: Any, preprocess: Prepare, lessons: Lessons, facts: dict[
         seconds,
         facts["stopped_by"],
     )
-    import keras
-
-    bare = keras.models.clone_model(student)  # without the course's optimizer and loss, which are nobody else's
-    bare.set_weights(student.get_weights())
+    bare = uncompiled(student)  # the course's loss and optimizer are nobody else's
     return Candidate(bare, preprocess, network.Postprocess(lessons.classes), lessons.classes, facts)

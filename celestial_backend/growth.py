@@ -47,7 +47,7 @@ def grown(parent: Parts, parent_classes: Sequence[str], classes: Sequence[str], 
         )
     place = _place(parent, len(known))
     try:
-        copy = keras.models.clone_model(parent.network)
+        copy = keras.models.clone_model(uncompiled(parent.network))
         copy.set_weights(parent.network.get_weights())
         last = copy.layers[place]
         wide = layers.Dense(len(classes), use_bias=True, name=last.name, dtype=last.dtype_policy)
@@ -109,6 +109,13 @@ def _compare(parent: Parts, known: tuple[str, ...], copy: Any, seed: int) -> Non
             f"The postprocess of a model that is taught more must be the softmax of its last layer, within {SAME:g}; "
             f"that of {parent.tag} is up to {away:.2g} away from it. {REMEDY}"
         )
+
+
+def uncompiled(network: Any) -> Any:
+    """The same layers as a network without loss and optimizer, which a copy or a file would carry along."""
+    import keras
+
+    return keras.Model(network.inputs, network.outputs, name=network.name)
 
 
 def freeze_normalisations(network: Any) -> None:
