@@ -31,6 +31,7 @@ class Limits:
     doubted: float = 0.10  # a label is contradicted when the champion gives its class less than this
     times: float = 2.0  # and the challenger gives another class so many times what it gives the label's
     contradicted_share: float = 0.15  # of all labels may be contradicted by both models
+    contradicted_labels: int = 2  # but so many may always be
     tasks_named: int = 20
 
 
@@ -220,7 +221,7 @@ def _worse(group: Mapping[str, Any], limits: Limits) -> bool:
 
 
 def _contradictions(doubts: Mapping[str, Any], limits: Limits) -> list[str]:
-    if doubts["share"] <= limits.contradicted_share:
+    if doubts["share"] <= limits.contradicted_share or doubts["contradicted"] <= limits.contradicted_labels:
         return []
     tasks = doubts["tasks"]
     named = ", ".join(str(task) for task in tasks[: limits.tasks_named])
