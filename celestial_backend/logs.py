@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 
-CHATTY = ("httpx", "huey", "tensorflow")
+LIBRARIES = dict.fromkeys(("httpcore", "urllib3", "PIL", "h5py", "bentoml"), logging.INFO)
+LIBRARIES |= {"httpx": logging.WARNING, "huey": logging.WARNING, "tensorflow": logging.ERROR}
 
 
 def configure(level: str) -> None:
@@ -19,6 +20,5 @@ def configure(level: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=level, force=True)
-    for least, names in ((logging.INFO, ("httpcore", "urllib3", "PIL", "h5py", "bentoml")), (logging.WARNING, CHATTY)):
-        for name in names:
-            logging.getLogger(name).setLevel(max(least, logging.getLevelName(level)))
+    for name, least in LIBRARIES.items():
+        logging.getLogger(name).setLevel(max(least, logging.getLevelName(level)))
