@@ -22,7 +22,7 @@ from celestial_backend.examples import LONGEST_SIDE_PX
 from celestial_backend.images import ImageReader
 
 MOST_FAILED_SHARE = 0.1  # of the wanted pictures; a training on a random rest would be silently worse
-RETRY_PAUSE_S = 6.0  # longer than Studio and Downloader remember a failure
+RETRY_PAUSE_S = 6.0  # longer than Studio remembers a failure
 REPORT_EVERY = 50  # pictures
 SHOWN = 3  # failures in a message
 
@@ -96,6 +96,7 @@ class Album:
             time.sleep(RETRY_PAUSE_S)
             if wait is not None:
                 wait()
+            self._images.close()
             self.fill(failed)
 
     def open(self, digest: str) -> Image.Image:

@@ -47,7 +47,8 @@ class Downloader:
         self._silent = SilentHosts()
 
     def close(self) -> None:
-        """Close every connection; the next download opens new ones."""
+        """Close every connection and forget who was silent; the next download opens new ones and asks everybody."""
+        self._silent = SilentHosts()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None and self._pid == os.getpid():

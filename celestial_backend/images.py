@@ -72,7 +72,7 @@ class ImageReader:
             raise type(error)(f"The picture {shown(value)} cannot be used: {error}") from error
 
     def close(self) -> None:
-        """Close the connections; reading again opens new ones."""
+        """Close the connections and forget which hosts were silent; reading again opens new ones."""
         self._downloader.close()
 
     def _bytes(self, value: object, task_id: int | None) -> bytes:

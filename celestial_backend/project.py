@@ -186,9 +186,11 @@ class StudioProject:
                 if getattr(error, "status_code", None) == 401 and self._client is not None and not renewed:
                     self._client, renewed = None, True  # an access token that ran out early; the next one may do
                     continue
-                if not may_pass or time.monotonic() + pause > deadline:
+                left = deadline - time.monotonic()
+                if not may_pass or left <= 0:
                     raise StudioError(problem) from None  # the SDK's own text holds cookies
-                logger.warning("Project %s: %s Trying again in %g s.", self.project_id, problem, pause)
+                pause = min(pause, left)
+                logger.warning("Project %s: %s Trying again in %.2g s.", self.project_id, problem, pause)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 

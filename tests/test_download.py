@@ -302,6 +302,16 @@ class TestLimits:
         monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + guard.SILENT_S)
         assert patient.get(f"{host.url}/b") == b"here"
 
+    def test_close_forgets_who_was_silent(self, host: PictureHost) -> None:
+        """A host that is known to answer again need not be waited for."""
+        stop = threading.Event()
+        host.answers |= {"/a": lambda _: stop.wait(3), "/b": b"here"}
+        patient = downloader(image_timeout_s=0.4)
+        refused(FetchError, patient, f"{host.url}/a")
+        stop.set()
+        patient.close()
+        assert patient.get(f"{host.url}/b") == b"here"
+
     def test_a_slow_picture_silences_no_host(self, host: PictureHost) -> None:
         """A host that began to answer is asked for the next picture."""
         stop = threading.Event()

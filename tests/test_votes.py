@@ -31,7 +31,7 @@ def region(choice: str, origin: str | None = None, control: str = "choice", imag
 
 
 def annotation(number: int, *choices: str, by: int | None = 1, at: str | None = None, **more: Any) -> dict[str, Any]:
-    updated_at = at or f"2026-01-01T00:00:{number:02}.000001Z"
+    updated_at = at or f"2026-01-01T{number // 3600:02}:{number // 60 % 60:02}:{number % 60:02}.000001Z"
     result = [region(choice, more.pop("origin", None)) for choice in choices]
     plain = {"was_cancelled": False, "ground_truth": False, "parent_prediction": None}
     return plain | {"id": number, "completed_by": by, "updated_at": updated_at, "result": result} | more
