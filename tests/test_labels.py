@@ -479,6 +479,9 @@ def test_odd_configs_give_a_map_or_a_label_config_error(label_config: str, row: 
     lengths = [1]
     for text in (label_config, GUIDE.replace("</View>", f"{label_config}</View>")):
         try:
+            learning = ChoiceMap.for_learning(text, CLASSES)
+            assert learning.classes[:3] == tuple(CLASSES)
+            assert all(control.choice_of for control in learning.controls)
             choice_map = ChoiceMap.from_config(text, CLASSES)
         except LabelConfigError as error:
             lengths.append(len(str(error)))
@@ -488,3 +491,56 @@ def test_odd_configs_give_a_map_or_a_label_config_error(label_config: str, row: 
         offered = {control.from_name: control.choices for control in choice_map.controls}
         assert all(set(found["value"]["choices"]) <= set(offered[found["from_name"]]) for found in result)
     assert 0 < min(lengths) <= max(lengths) <= 400
+
+
+# Learning
+
+
+def learned(label_config: str, classes: list[str] = CLASSES) -> ChoiceMap:
+    return ChoiceMap.for_learning(label_config, classes)
+
+
+@pytest.mark.parametrize(("label_config", "new"), [
+    pytest.param(GUIDE, [], id="no new choice"),
+    pytest.param(values("Comet", "EARTH", "Nebula"), ["Comet", "Nebula"], id="new ones, in the config's order"),
+    pytest.param(values("Comet", "Nebula"), ["Comet", "Nebula"], id="none is a class of the model"),
+    pytest.param(config('value="A comet" alias="comet"'), ["comet"], id="named by its alias"),
+    pytest.param(config('value="Comet" predicted_values="Mars"'), [], id="predicted_values"),
+    pytest.param(config('value="Mars"', 'value="Red" predicted_values="Mars"'), [], id="another choice's class"),
+    pytest.param(config('value="mars"', 'value="Mars"'), ["mars"], id="two spellings are two classes"),
+    pytest.param(f'<View>{IMAGE}<Choices name="a" toName="image"><Choice value="Comet"/></Choices>'
+                 '<Choices name="b" toName="image"><Choice value="COMET"/><Choice value="Dust"/></Choices></View>',
+                 ["Comet", "Dust"], id="one class over two controls"),
+    pytest.param(f'<View>{IMAGE}<Text name="t" value="$t"/>'
+                 '<Choices name="a" toName="image"><Choice value="Comet"/></Choices>'
+                 '<Choices name="b" toName="t"><Choice value="Prose"/></Choices>'
+                 '<Choices name="c" toName="image" perRegion="true"><Choice value="Part"/></Choices></View>',
+                 ["Comet"], id="only controls on whole pictures"),
+])
+def test_every_choice_stands_for_a_class(label_config: str, new: list[str]) -> None:
+    """For learning, choices that match no class are new classes behind those of the model."""
+    assert learned(label_config).classes == (*CLASSES, *new)
+
+
+def test_what_is_learned_is_predicted() -> None:
+    """A model that has learned the classes of a config serves it, and its predictions are read back as they were."""
+    label_config = config('value="A comet" alias="comet"', 'value="EARTH"', 'value="Dust, red" predicted_values="Mars"')
+    choice_map = learned(label_config)
+    serving = ChoiceMap.from_config(label_config, choice_map.classes)
+    for number, class_name in enumerate(choice_map.classes):
+        row = [float(place == number) for place in range(len(choice_map.classes))]
+        result, _ = serving.prediction({"image": row})
+        if class_name != "Moon":  # no choice stands for it
+            assert choice_map.classes_of(result) == {"choice": [class_name]}
+    assert choice_map.classes_of([{"from_name": "choice", "to_name": "image", "type": "choices",
+                                   "value": {"choices": ["EARTH"]}}]) == {"choice": ["Earth"]}
+
+
+def test_learning_needs_a_config_with_choices() -> None:
+    """What cannot be served cannot be learned from, and says the same."""
+    for label_config in ("<View", f"<View>{IMAGE}</View>", f'<View>{IMAGE}<Choices name="c" toName="image"/></View>'):
+        with pytest.raises(LabelConfigError) as raised:
+            learned(label_config)
+        with pytest.raises(LabelConfigError) as expected:
+            ChoiceMap.from_config(label_config, CLASSES)
+        assert str(raised.value) == str(expected.value)
