@@ -15,9 +15,10 @@ from gate import gate
 from label_studio import LabelStudioServer
 from picture_host import PictureHost, picture_host
 from stand_in import stand_in
-from test_studio import LEGACY, PAT, REFRESH, issuing, refreshes
+from test_studio import LEGACY, PAT, REFRESH, issuing, refreshes, token
 
 from celestial_backend import project as project_module
+from celestial_backend import studio as studio_module
 from celestial_backend.errors import StudioError
 from celestial_backend.project import StudioProject
 from celestial_backend.settings import MODEL_NAME, Settings
@@ -257,6 +258,24 @@ def test_other_refusals(host: PictureHost) -> None:
     )
     host.answers["/api/projects/7/"] = 418
     assert said(connect(host.url, LEGACY, 7)).endswith("Check LABEL_STUDIO_URL, sub-path included.")
+
+
+def test_too_slow(host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that does not come is given up, and after the patience said."""
+    monkeypatch.setattr(studio_module, "ANSWER_TIMEOUT_S", 0.2)
+    host.answers["/api/projects/7/"] = lambda _: time.sleep(1)
+    with pytest.raises(StudioError) as raised:
+        connect(host.url, LEGACY, 7, patience_s=0).label_config()
+    assert str(raised.value).startswith(
+        f"Label Studio at {host.url} must answer within 0.2 seconds and did not, when asked for project 7."
+        " Check that it runs and is not overloaded."
+    )
+
+
+def test_a_token_that_ran_out_is_known_without_asking(host: PictureHost) -> None:
+    """A personal access token past its date is said so at once."""
+    assert "refused the personal access token (API key has expired" in said(connect(host.url, token("refresh", -5), 7))
+    assert host.requests == []
 
 
 def test_settings_that_are_missing() -> None:

@@ -17,7 +17,7 @@ from celestial_backend import studio as studio_module
 from celestial_backend.download import Downloader
 from celestial_backend.errors import FetchError, StudioError
 from celestial_backend.settings import Settings
-from celestial_backend.studio import Studio, localhost_hint
+from celestial_backend.studio import Studio, localhost_hint, moment
 
 LEGACY = "abcdef0123456789abcdef0123456789abcdef01"
 REFRESH = "/api/token/refresh/"
@@ -233,6 +233,15 @@ def test_localhost_hint() -> None:
     """Only this machine's own names call for the hint."""
     assert localhost_hint("http://localhost:8080") != ""
     assert localhost_hint("http://label-studio:8080") == ""
+
+
+def test_moments_compare_as_time_goes() -> None:
+    """Label Studio writes no fraction for whole seconds, and may write another zone; what is no moment came first."""
+    texts = ["", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000001Z", "2026-01-01T01:00:00.5+01:00"]
+    texts += ["2026-01-01T00:00:01", "2026-01-01T00:00:01.250000Z"]
+    backwards = texts[::-1]
+    assert sorted(backwards, key=moment) == texts
+    assert moment(None) < moment(texts[1])
 
 
 def test_import_is_light() -> None:
