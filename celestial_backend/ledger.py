@@ -71,8 +71,9 @@ class Job:
 class Ledger:
     """The jobs and the label counts of all projects; safe between threads and processes, and across a fork."""
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, locked_s: float = LOCKED_S) -> None:
         self._path = model_dir / "jobs.db"
+        self._locked_s = locked_s
 
     def request(self, project: str, *, from_scratch: bool = False) -> Job:
         """
@@ -105,8 +106,10 @@ class Ledger:
                 "WHERE project = ? AND state = 'waiting' RETURNING *",
                 (time.time(), project),
             ).fetchone()
+            if not found:
+                return None
             db.execute("UPDATE projects SET labels = 0 WHERE project = ?", (project,))
-            return _job(found) if found else None
+            return _job(found)
 
     def progress(self, job_id: str, **where: Any) -> None:
         """Write down where a running job is."""
@@ -138,8 +141,8 @@ class Ledger:
                            "WHERE id = ?",
                            (job.requests, job.attempts - (not begun), job.from_scratch, other["id"]))  # fmt: skip
             else:
-                db.execute("UPDATE jobs SET state = 'waiting', attempts = attempts - ?, progress = '{}' WHERE id = ?",
-                           (not begun, job_id))  # fmt: skip
+                db.execute("UPDATE jobs SET state = 'waiting', attempts = attempts - ?, progress = '{}', "
+                           "started_at = NULL WHERE id = ?", (not begun, job_id))  # fmt: skip
 
     def job(self, job_id: str) -> Job | None:
         """A job by its id."""
@@ -176,7 +179,7 @@ class Ledger:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Not in WAL mode, which needs memory that the machines of a shared volume do not share.
-            with closing(sqlite3.connect(self._path, timeout=LOCKED_S, isolation_level=None)) as db:
+            with closing(sqlite3.connect(self._path, timeout=self._locked_s, isolation_level=None)) as db:
                 db.row_factory = sqlite3.Row
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'projects'").fetchone():
                     db.executescript(SCHEMA)
