@@ -11,28 +11,27 @@ runs from one whose worker was killed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from huey import Huey, RedisHuey, SqliteHuey, crontab
-from huey.registry import Message
-from huey.serializer import Serializer
+from huey import Huey, crontab
 from huey.signals import SIGNAL_INTERRUPTED
 
 from celestial_backend.errors import CelestialError, StateError
 from celestial_backend.ledger import FAILED, PUBLISHED, RUNNING, WAITING, Job, Ledger
+from celestial_backend.processes import death, lock
 from celestial_backend.project import StudioProject
+from celestial_backend.queue import make_queue
+from celestial_backend.registry import project_tag
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
 from celestial_backend.studio import Studio
@@ -40,7 +39,10 @@ from celestial_backend.studio import Studio
 logger = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 3  # begun and died: the fourth would die too
-QUEUE_TIMEOUT_S = 0.5  # for a Redis that does not answer; Label Studio gives /webhook one second
+WAKE_S = 0.2  # how long a request waits for the queue: Label Studio gives /webhook one second, the ledger 0.7
+START_S = 3.0  # in which a training ends itself whose worker was killed
+LOOK_S = 30.0  # while a worker trains, the looks of every minute pile up
+STUDIO_S = 3.0  # for a Label Studio that is away, as others wait for the worker
 AGAIN_S = 3600.0  # a training that failed by itself is asked for again after this long
 
 
@@ -55,6 +57,7 @@ class Jobs:
         self._known: set[str] = set()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
+        self._looked = -LOOK_S
 
     def request(self, project: str, *, from_scratch: bool = False) -> dict[str, Any]:
         """
@@ -88,51 +91,47 @@ class Jobs:
 
     @cached_property
     def huey(self) -> Huey:
-        """The queue, with its tasks; its messages are project numbers as JSON, never pickles."""
-        settings, options = self._settings, {"results": False, "serializer": _JsonSerializer()}
-        if settings.redis_url:
-            from redis import ConnectionPool
-
-            pool = ConnectionPool.from_url(
-                settings.redis_url, socket_connect_timeout=QUEUE_TIMEOUT_S, socket_timeout=QUEUE_TIMEOUT_S + 1
-            )  # the worker's own reading waits a second for a message
-            queue: Huey = RedisHuey("celestial", connection_pool=pool, **options)
-        else:
-            settings.model_dir.mkdir(parents=True, exist_ok=True)
-            queue = SqliteHuey("celestial", filename=str(settings.model_dir / "queue.db"), **options)
+        """The queue, with its tasks; its messages name projects."""
+        queue = make_queue(self._settings)
         self._train_task = queue.task(name="train")(self.run)
         queue.periodic_task(crontab(), name="look_after")(self.look_after)
-        queue.on_startup(name="look_after")(self.look_after)
+        queue.on_startup(name="look_after")(lambda: self.look_after(START_S))
         queue.signal(SIGNAL_INTERRUPTED)(lambda *_: self.stop())
         return queue
 
     def run(self, project: str) -> None:
         """Run the job that waits for a project; not while another worker is at one, which comes back here then."""
-        with self._lock(project) as lock:
-            if lock is None:
+        with self._lock(project) as held:
+            if held is None or self._stopping.is_set():
                 return
             self._recover(project)
             job = self.ledger.start(project)
             if job is not None:
-                self._train(job, lock)
+                self._train(job, held)
         if self.ledger.jobs(project, (WAITING,)):
             self._wake(project)
 
-    def look_after(self) -> None:
+    def look_after(self, patience_s: float = 0.0) -> None:
         """
         Bring everything that was accepted to its end; run at the start of a worker and every minute.
 
         A training whose worker died waits again, what waits is queued again, and where
         CELESTIAL_TRAIN_EVERY is set Label Studio is asked for the labels whose events were lost.
+
+        Args:
+            patience_s: How long to wait for a training that may be about to end with its worker.
         """
+        if time.monotonic() < self._looked + LOOK_S:
+            return
+        self._looked = time.monotonic()
         for job in self.ledger.jobs(states=(RUNNING,)):
-            with self._lock(job.project) as lock:
-                if lock is not None:
+            with self._lock(job.project, patience_s) as held:
+                if held is not None:
                     self._recover(job.project)
+        for job in reversed(self.ledger.jobs(states=(WAITING,))):
+            self._wake(job.project)
         if self._settings.train_every is not None:
             self._reconcile(self._settings.train_every)
-        for job in self.ledger.jobs(states=(WAITING,)):
-            self._wake(job.project)
 
     def stop(self) -> None:
         """End the trainings of this worker, as at a SIGTERM; they wait again, as if they had not been begun."""
@@ -144,55 +143,102 @@ class Jobs:
                 self._settle(job, "", begun=False)
 
     def _wake(self, project: str) -> None:
-        """Queue a project; where that fails, the worker finds what waits in the ledger within a minute."""
+        """Queue a project, in the background if it takes long; where that fails, the worker finds it in the ledger."""
+        ringing = threading.Thread(target=self._enqueue, args=(project,), name="wake", daemon=True)
+        ringing.start()
+        ringing.join(WAKE_S)
+
+    def _enqueue(self, project: str) -> None:
         try:
             self.huey.enqueue(self._train_task.s(project))
         except Exception as error:  # noqa: BLE001 - whatever the queue's client raises, the request is written down
             logger.warning("The queue cannot be reached (%s); the worker looks at the list of jobs every minute.",
                            type(error).__name__)  # fmt: skip
 
-    def _train(self, job: Job, lock: IO[bytes]) -> None:
+    def _train(self, job: Job, held: IO[bytes]) -> None:
         logger.info("Job %s trains project %s, attempt %d", job.id, job.project, job.attempts)
-        command = [sys.executable, "-m", "celestial_backend.trainer", job.id]
+        command = [sys.executable, "-m", "celestial_backend.trainer", job.id, str(os.getpid())]
         # It keeps the lock too, so the lock is free only when both are gone.
-        process = subprocess.Popen(command, pass_fds=[lock.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 - our own module
+        process = subprocess.Popen(command, pass_fds=[held.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 - our own module
         self._processes[job.id] = process
+        limit, in_time = self._settings.train_max_s, True
         try:
-            process.wait(self._settings.train_max_s)
-            why = _death(process.returncode)
+            process.wait(limit)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            why = f"It took longer than the {self._settings.train_max_s:g} seconds of CELESTIAL_TRAIN_MAX_S."
-            job = replace(job, attempts=ATTEMPTS_MAX)  # it would again
+            in_time = False
         del self._processes[job.id]
         if not self._stopping.is_set():
-            self._settle(job, why)
+            late = f"It took longer than the {limit:g} seconds of CELESTIAL_TRAIN_MAX_S."
+            self._settle(job, death(process.returncode) if in_time else late, again=in_time)
 
     def _recover(self, project: str) -> None:
         """See to a job that is said to run, while its lock is ours: its worker is gone."""
         for job in self.ledger.jobs(project, (RUNNING,)):
             self._settle(job, "Its worker was ended while it ran.")
 
-    def _settle(self, job: Job, why: str, *, begun: bool = True) -> None:
-        """Bring a job whose process is gone to where it belongs; one that ended by itself stays as it is."""
+    def _settle(self, job: Job, why: str, *, begun: bool = True, again: bool = True) -> None:
+        """
+        Bring a job whose process is gone to where it belongs; one that ended by itself stays as it is.
+
+        Args:
+            job: As it was begun.
+            why: A sentence: what its process died of.
+            begun: Whether this attempt counts.
+            again: Whether another attempt may do better.
+        """
         found = self.ledger.job(job.id)
         if found is None or found.state != RUNNING:
             return
         shutil.rmtree(self.folder(job.id), ignore_errors=True)
-        pointer = self._store.pointers.read(job.project)
-        if pointer is not None and pointer.job == job.id:
-            outcome = self._store.registry.describe(pointer.tag).metadata
-            self.ledger.end(job.id, PUBLISHED, str(outcome.get("reason", "")), {"tag": pointer.tag} | outcome)
-            with contextlib.suppress(CelestialError):
-                StudioProject(self._studio, job.project).show_version(pointer.tag)
-        elif job.attempts >= ATTEMPTS_MAX:
-            said = f"{why} It was begun {found.attempts} times. The worker's log tells more."
+        try:
+            outcome = self.published(job)
+            if outcome is None:
+                self.withdraw(job)
+        except CelestialError as error:
+            self.ledger.end(job.id, FAILED, f"{why} {error}".strip())
+            return
+        if outcome is not None:
+            self.ledger.end(job.id, PUBLISHED, str(outcome.get("reason", "")), outcome)
+            if begun:
+                self._tell(job.project, outcome["tag"])
+        elif begun and (job.attempts >= ATTEMPTS_MAX or not again):
+            times = f"It was begun {found.attempts} times. " if found.attempts > 1 else ""
+            said = f"{why} {times}The worker's log tells more."
             self.ledger.end(job.id, FAILED, said)
             logger.error("Job %s failed: %s", job.id, said)
         else:
             logger.warning("Job %s waits again. %s", job.id, why)
             self.ledger.give_back(job.id, begun=begun)
+
+    def published(self, job: Job) -> dict[str, Any] | None:
+        """
+        What a job brought about whose model is the live one; None if it has published nothing.
+
+        Raises:
+            StateError: The pointer cannot be read.
+        """
+        pointer = self._store.pointers.read(job.project)
+        if pointer is None or pointer.job != job.id:
+            return None
+        try:
+            return {"tag": pointer.tag} | self._store.registry.describe(pointer.tag).metadata
+        except CelestialError:
+            return {"tag": pointer.tag}
+
+    def withdraw(self, job: Job) -> None:
+        """Remove the model of a job that has not published it, so that the same labels can be learned again."""
+        tag = project_tag(job.project, job.id)
+        if tag not in self._store.pointers.projects().values():
+            with contextlib.suppress(OSError):
+                self._store.registry.remove(tag)
+
+    def _tell(self, project: str, tag: str) -> None:
+        try:
+            StudioProject(self._studio, project, STUDIO_S).show_version(tag)
+        except CelestialError as error:
+            logger.warning("Label Studio could not be told of %s: %s", tag, error)
 
     def _reconcile(self, limit: int) -> None:
         """Ask for the trainings that lost events would have brought about."""
@@ -201,8 +247,8 @@ class Jobs:
             if last and (not last.ended or (last.state == FAILED and time.time() < last.requested_at + AGAIN_S)):
                 continue
             try:
-                if StudioProject(self._studio, project).labels_since(moment) >= limit:
-                    self.ledger.request(project)
+                if StudioProject(self._studio, project, STUDIO_S).labels_since(moment) >= limit:
+                    self.request(project)
             except CelestialError as error:
                 logger.warning("The labels of project %s cannot be counted: %s", project, error)
 
@@ -210,40 +256,6 @@ class Jobs:
         """Where a training keeps its pictures while it runs."""
         return self._settings.model_dir / "work" / job_id
 
-    @contextlib.contextmanager
-    def _lock(self, project: str) -> Iterator[IO[bytes] | None]:
+    def _lock(self, project: str, patience_s: float = 0.0) -> AbstractContextManager[IO[bytes] | None]:
         """The open lock of a project's training; None where another worker holds it."""
-        path = self._settings.model_dir / "work" / f"project-{project}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.open("wb")
-        except OSError as error:
-            raise StateError(
-                f"The state folder cannot be written ({error.strerror}). Check that the folder that MODEL_DIR names "
-                "belongs to this user and that its disk has space."
-            ) from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-            else:
-                yield lock
-
-
-class _JsonSerializer(Serializer):  # type: ignore[misc]
-    """Messages as JSON: who can write into Redis can ask for a training, and run no code of their own."""
-
-    def _serialize(self, data: Any) -> bytes:
-        return json.dumps(data).encode()
-
-    def _deserialize(self, data: bytes) -> Any:
-        return Message(*json.loads(data))
-
-
-def _death(code: int) -> str:
-    """What a process that ended without a word is said to have died of."""
-    if code >= 0:
-        return f"Its process ended with code {code} and said nothing."
-    hint = ", as a machine that is out of memory does" if code == -9 else ""
-    return f"Its process was ended by signal {-code}{hint}."
+        return lock(self._settings.model_dir / "work" / f"project-{project}.lock", patience_s)

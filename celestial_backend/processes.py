@@ -1,17 +1,73 @@
-"""Processes that belong to another one."""
+"""Processes that belong together: who ends with whom, who holds what, and what one died of."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from celestial_backend.errors import StateError
 
 LOOK_S = 0.5
 
 
-def end_with_parent() -> None:
-    """End this process, half a second later at most, when the one that started it has ended, however it did."""
-    threading.Thread(target=_wait_for, args=(os.getppid(),), name="parent", daemon=True).start()
+def end_with_parent(parent: int) -> None:
+    """
+    End this process, half a second later at most, when the one that started it has ended, however it did.
+
+    Args:
+        parent: The process id of the one that started it, which may have ended already.
+    """
+    threading.Thread(target=_wait_for, args=(parent,), name="parent", daemon=True).start()
+
+
+@contextmanager
+def lock(path: Path, patience_s: float = 0.0) -> Iterator[IO[bytes] | None]:
+    """
+    A locked file, which the kernel frees when all its holders have ended; None where another process holds it.
+
+    Args:
+        path: The file; made if need be, and left there.
+        patience_s: How long to wait for another process to end.
+
+    Raises:
+        StateError: The file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    except OSError as error:
+        raise StateError(
+            f"The state folder cannot be written ({error.strerror}). Check that the folder that MODEL_DIR names "
+            "belongs to this user and that its disk has space."
+        ) from error
+    with file:
+        yield file if _taken(file, time.monotonic() + patience_s) else None
+
+
+def death(code: int) -> str:
+    """What a process that ended without a word is said to have died of."""
+    if code >= 0:
+        return f"Its process ended with code {code} and said nothing."
+    hint = ", as a machine that is out of memory does" if code == -9 else ""
+    return f"Its process was ended by signal {-code}{hint}."
+
+
+def _taken(file: IO[bytes], deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOOK_S / 5)
+        else:
+            return True
 
 
 def _wait_for(parent: int) -> None:

@@ -138,7 +138,7 @@ class _TrainingWorker:
         """Start it, unless it runs or was started just now."""
         if (self._process is None or self._process.poll() is not None) and self._started + AGAIN_S < time.monotonic():
             self._started = time.monotonic()
-            command = [sys.executable, "-m", "celestial_backend.worker"]
+            command = [sys.executable, "-m", "celestial_backend.worker", str(os.getpid())]
             # In a session of its own, so that Ctrl-C reaches it through `stop` alone.
             self._process = subprocess.Popen(command, env=self._environ, start_new_session=True)  # noqa: S603 - our own module
 

@@ -1,4 +1,4 @@
-"""One training in a process of its own: `python -m celestial_backend.trainer JOB`, started by the worker alone."""
+"""One training in a process of its own: `python -m celestial_backend.trainer JOB WORKER`, started by a worker."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 
 from celestial_backend import logs
 from celestial_backend.errors import CelestialError, StateError
 from celestial_backend.learning import Learner, Outcome
-from celestial_backend.ledger import FAILED, RUNNING, Job
+from celestial_backend.ledger import FAILED, PUBLISHED, RUNNING, Job, Ledger
 from celestial_backend.processes import end_with_parent
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import Services, build
@@ -21,23 +22,25 @@ logger = logging.getLogger(__name__)
 
 NICE = 10  # predictions go first
 AGAIN_S = 2.0
+PATIENCE_S = 30.0  # for a list of jobs that others write into: nobody waits for a training
 
 
-def main(job_id: str) -> None:
-    """Run a job that the worker has begun, and write down how it ended."""
-    end_with_parent()
+def main(job_id: str, worker: int) -> None:
+    """Run a job that a worker (its process id) has begun, and write down how it ended."""
+    end_with_parent(worker)
     os.nice(NICE)
     settings = Settings.from_environ()
     logs.configure(settings.log_level)
     services = build(settings)
-    job = services.jobs.ledger.job(job_id)
+    ledger = Ledger(settings.model_dir, PATIENCE_S)
+    job = ledger.job(job_id)
     if job is None or job.state != RUNNING:
         sys.exit(f"Job {job_id} does not run.")
-    outcome = _outcome(services, job)
+    outcome = _outcome(services, ledger, job)
     logger.info("Job %s: %s. %s", job.id, outcome.state, outcome.reason)
     while True:  # until the disk has space again; the worker bounds the time
         try:
-            services.jobs.ledger.end(job.id, outcome.state, outcome.reason, outcome.facts)
+            ledger.end(job.id, outcome.state, outcome.reason, outcome.facts)
         except StateError as error:
             logger.error("%s", error)  # noqa: TRY400 - the sentence says it
             time.sleep(AGAIN_S)
@@ -45,26 +48,40 @@ def main(job_id: str) -> None:
             return
 
 
-def _outcome(services: Services, job: Job) -> Outcome:
+def _outcome(services: Services, ledger: Ledger, job: Job) -> Outcome:
     folder = services.jobs.folder(job.id)
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        learner = Learner(services.settings, services.store, services.studio, services.images, services.jobs.ledger)
-        return learner.learn(job, folder)
-    except CelestialError as error:
-        return Outcome(FAILED, str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            logger.exception("Job %s failed unexpectedly", job.id)
-            return Outcome(FAILED, f"It failed unexpectedly ({type(error).__name__}). The worker's log tells more.")
-        return Outcome(FAILED, "The disk is full. Make space where MODEL_DIR and BENTOML_HOME are, and train again.")
-    except Exception as error:  # the border of the process: whatever it was, the job must not hang
-        logger.exception("Job %s failed unexpectedly", job.id)
-        return Outcome(FAILED, f"It failed unexpectedly ({type(error).__name__}). The worker's log tells more.")
+        tempfile.tempdir = str(folder)  # what BentoML and others leave behind goes with it
+        return Learner(services.settings, services.store, services.studio, services.images, ledger).learn(job, folder)
+    except Exception as error:  # noqa: BLE001 - the border of the process: whatever it was, the job must not hang
+        return _stopped_short(services, job, _reason(job, error))
     finally:
+        tempfile.tempdir = None
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _reason(job: Job, error: Exception) -> str:
+    if isinstance(error, CelestialError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "The disk is full. Make space where MODEL_DIR and BENTOML_HOME are, and train again."
+    logger.error("Job %s failed unexpectedly", job.id, exc_info=error)
+    return f"It failed unexpectedly ({type(error).__name__}). The worker's log tells more."
+
+
+def _stopped_short(services: Services, job: Job, reason: str) -> Outcome:
+    """How a job ends that was stopped by an error: failed, unless its model is live already."""
+    try:
+        done = services.jobs.published(job)
+        if done is not None:
+            return Outcome(PUBLISHED, f"{done.get('reason', '')} Afterwards: {reason}".strip(), done)
+        services.jobs.withdraw(job)
+    except StateError as error:
+        logger.error("%s", error)  # noqa: TRY400 - the sentence says it
+    return Outcome(FAILED, reason)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

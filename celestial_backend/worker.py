@@ -21,5 +21,5 @@ except CelestialError as error:
     sys.exit(error.exit_code)
 
 if __name__ == "__main__":
-    end_with_parent()
+    end_with_parent(int(sys.argv[1]))
     huey.create_consumer(max_delay=POLL_S).run()
