@@ -33,15 +33,19 @@ from celestial_backend.tally import (
     ProjectExample,
     Tally,
     check_enough,
+    ranges,
 )
 from celestial_backend.votes import ACCEPTED, Vote, votes_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = ["Collection", "ProjectExample", "collect", "held_out"]
+
 HELD_OUT_SHARE = 0.2  # of the tasks; neither this nor the hash may ever change: older models learned the others
 MOST_EXAMPLES = 20_000
 BATCH = 64  # pictures whose probabilities are asked for at once
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -155,17 +159,6 @@ def collect(
         digest=hashlib.sha256("\n".join(" ".join(map(str, line)) for line in used).encode()).hexdigest(),
         annotation_ids=ranges({line[0] for line in used}),
     )
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Whole numbers as text: "1-40,43"."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number <= parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in parts)
 
 
 def _wanted(

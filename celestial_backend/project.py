@@ -28,8 +28,8 @@ Answer = TypeVar("Answer")
 
 PATIENCE_S = 180.0  # a restart of Label Studio takes less
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
-PAGE = 200  # tasks; pages of 1,000 were seen to fail on SQLite
-PARTS = (  # of tasks, annotations and predictions alike; all fields would take Label Studio three times as long
+PAGE = 200  # tasks; larger pages are no faster, and are held in memory here and there
+PARTS = (  # of tasks, annotations and predictions alike; all fields would take Label Studio up to three times as long
     "id,data,annotations,predictions,result,was_cancelled,ground_truth,completed_by,parent_prediction,updated_at"
 )
 MOST_COUNTED = 1000  # tasks that `labels_since` reads one by one: six seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +106,17 @@ def check_enough(counts: Mapping[str, Any], project_id: str) -> None:
         + (f" Left out: {'; '.join(out)}." if out else "")
         + " Label more pictures."
     )
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers as text: "1-40,43"."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number <= parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in parts)
 
 
 def _sorted(counter: Mapping[str, int]) -> dict[str, int]:

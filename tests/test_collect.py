@@ -23,13 +23,14 @@ from test_project import connect
 from test_votes import annotation, region
 
 from celestial_backend import album, collect, project, tally
-from celestial_backend.collect import Collection, held_out, ranges
+from celestial_backend.collect import Collection, held_out
 from celestial_backend.errors import DecodeError, FetchError, NotEnoughDataError, StateError, StudioError, TrainingError
 from celestial_backend.images import ImageReader
 from celestial_backend.labels import ChoiceMap
 from celestial_backend.renderer import render
 from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio
+from celestial_backend.tally import ranges
 
 KNOWN = ("Mars", "Moon")
 MAP = ChoiceMap.for_learning(label_config(("Moon", "Mars", "Comet", "Nebula")), KNOWN)

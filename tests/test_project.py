@@ -174,9 +174,7 @@ def host() -> Iterator[PictureHost]:
 
 
 @pytest.mark.parametrize("answer", [(503, {}, b"<html>"), (429, {}, b"{}"), (500, {}, b'{"detail": "Oh."}')])
-def test_statuses_that_pass_are_tried_again(
-    host: PictureHost, answer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statuses_that_pass_are_tried_again(host: PictureHost, answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an overloaded or starting server says is no reason to give up."""
     monkeypatch.setattr(project_module, "FIRST_PAUSE_S", 0.05)
     path = "/api/projects/7/"
@@ -190,9 +188,7 @@ def test_statuses_that_pass_are_tried_again(
     assert len(host.requests) > 1
 
 
-def test_a_proxy_that_answers_for_the_token_is_waited_for(
-    host: PictureHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_that_answers_for_the_token_is_waited_for(host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page instead of an access token, as a proxy gives while Label Studio restarts, may pass too."""
     monkeypatch.setattr(project_module, "FIRST_PAUSE_S", 0.05)
     host.answers["/api/projects/7/"] = b'{"id": 7, "title": "t", "label_config": "<View/>"}'
