@@ -1,0 +1,158 @@
+"""
+What tests do to the processes that they start: trainings that take a moment, deaths and errors at a named call.
+
+Python imports this at the start of every process that has this folder on its PYTHONPATH. Nothing of it
+is known to the package itself.
+
+    FAULT_MARKS  a folder: what happened is written down here, and a fault strikes only so often
+    FAULT_LEARN  seconds: trainings take so long, learn nothing, and publish the default model under a new tag
+    FAULT_AT     module:Class.function:before or :after, and :text if one of the arguments must hold it
+    FAULT_DO     worker (it is killed, and its trainer hangs), both, self, disk (it is full), slow
+    FAULT_TIMES  how often, once without it
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib.abc
+import importlib.util
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+MARKS = Path(os.environ.get("FAULT_MARKS", "."))
+
+
+def note(name: str, text: str = "") -> None:
+    with (MARKS / name).open("a") as file:
+        file.write(f"{text}\n")
+
+
+def strike() -> None:
+    if not any("celestial_backend.trainer" in word or "celestial_backend.worker" in word for word in sys.orig_argv):
+        return
+    for turn in range(int(os.environ.get("FAULT_TIMES", "1"))):
+        try:
+            (MARKS / f"struck-{turn}").open("x").close()
+        except FileExistsError:
+            continue
+        break
+    else:
+        return
+    what = os.environ["FAULT_DO"]
+    if what == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if what == "slow":
+        time.sleep(30)
+    if what in ("worker", "both"):
+        os.kill(os.getppid(), signal.SIGKILL)
+    if what in ("self", "both"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(30)
+
+
+def wrap(function: Callable[..., Any], moment: str, text: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        meant = not text or any(text in str(each) for each in args)
+        if meant and moment == "before":
+            strike()
+        answer = function(*args, **options)
+        if meant and moment == "after":
+            strike()
+        return answer
+
+    return wrapped
+
+
+def change(module: ModuleType) -> None:
+    """Put the faults that concern a module into it, as soon as it is there."""
+    if module.__name__ == "celestial_backend.pointers":
+        count_publications(module)
+    if module.__name__ == "celestial_backend.learning" and "FAULT_LEARN" in os.environ:
+        module.Learner.learn = learn
+    where, _, rest = os.environ.get("FAULT_AT", "").partition(":")
+    if where == module.__name__:
+        path, moment, text = [*rest.split(":", 2), ""][:3]
+        owner: Any = module
+        *classes, name = path.split(".")
+        for each in classes:
+            owner = getattr(owner, each)
+        setattr(owner, name, wrap(getattr(owner, name), moment, text))
+
+
+def count_publications(pointers: Any) -> None:
+    write = pointers.Pointers.write
+
+    def counted(self: Any, project: str, pointer: Any) -> None:
+        write(self, project, pointer)
+        note("published", f"{project} {pointer.tag} {pointer.job}")
+
+    pointers.Pointers.write = counted
+
+
+def learn(self: Any, job: Any, folder: Path) -> Any:
+    """In place of `Learner.learn`: the same stages and the same ways into store and pointer, no lesson."""
+    from celestial_backend import network
+    from celestial_backend.learning import PUBLISHED, Outcome, StudioProject, project_tag
+    from celestial_backend.store import DEFAULT_MODEL
+
+    pause = float(os.environ["FAULT_LEARN"]) / 4
+    note("began", f"{job.project} {time.time()}")
+    (folder / "pictures").mkdir()
+    self._report(job, "reading the live model")
+    parent = self._store.live_tag(job.project)
+    self._report(job, "reading labels")
+    time.sleep(pause)
+    for epoch in (0, 1):
+        self._report(job, f"learning, epoch {epoch + 1}", epoch=epoch, epochs=2, step=1, steps=1, loss=0.5)
+        time.sleep(pause)
+    self._report(job, "comparing")
+    card = network.load_card(DEFAULT_MODEL)
+    facts = {"classes": list(card.classes), "project": job.project, "job": job.id, "parent": parent,
+             "decision": "passed", "reason": "It is as good as the live one.", "scores": {"p": 1.0}}  # fmt: skip
+    tag = project_tag(job.project, job.id)
+    self._report(job, "saving")
+    self._store.registry.remove(tag)
+    pre, post = network.Preprocess(card.size_px), network.Postprocess(card.classes)
+    self._store.registry.add(tag, DEFAULT_MODEL, pre, post, facts)
+    time.sleep(pause)
+    outcome = Outcome(PUBLISHED, facts["reason"], {"tag": tag} | facts)
+    outcome = self._publish(job, StudioProject(self._studio, job.project), parent, outcome)
+    self._store.prune(job.project)
+    note("ended", f"{job.project} {time.time()}")
+    return outcome
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds a module as everybody else does, and changes it when it has been made."""
+
+    def __init__(self) -> None:
+        self._wanted = {"celestial_backend.pointers", "celestial_backend.learning"}
+        self._wanted |= {os.environ.get("FAULT_AT", "").partition(":")[0]}
+
+    def find_spec(self, fullname: str, *_: Any) -> Any:
+        if fullname not in self._wanted:
+            return None
+        self._wanted.remove(fullname)
+        spec = importlib.util.find_spec(fullname)
+        execute = spec.loader.exec_module
+
+        def exec_and_change(module: ModuleType) -> None:
+            execute(module)
+            change(module)
+
+        spec.loader.exec_module = exec_and_change
+        return spec
+
+
+if "FAULT_MARKS" in os.environ:
+    for known in {"shutil"} & set(sys.modules) & {os.environ.get("FAULT_AT", "").partition(":")[0]}:
+        change(sys.modules[known])
+    sys.meta_path.insert(0, Finder())
