@@ -125,7 +125,8 @@ def collect(
     ballots = _ballots(labelled.values(), project_id, tally)
     looked = _look(contested(ballots), album, probabilities)
     agreed = agree(ballots, known, looked)
-    classes = _classes(known, choices, agreed)
+    to_learn = {picture for picture, votes in ballots.items() if not held_out(project_id, votes[0].task_id)}
+    classes = _classes(known, choices, agreed, to_learn)
     learn, held = [], []
     for picture, votes in sorted(ballots.items(), key=lambda each: (min(vote.task_id for vote in each[1]), each[0])):
         consensus = agreed[picture]
@@ -137,7 +138,7 @@ def collect(
             tally.rare[consensus.class_name] += 1
             continue
         example = _example(picture, votes, consensus, album, accepted_weight)
-        if held_out(project_id, votes[0].task_id):
+        if picture not in to_learn:
             held.append(example)
         elif example.weight > 0:
             learn.append(example)
@@ -228,10 +229,14 @@ def _look(
     return looked
 
 
-def _classes(known: Sequence[str], choices: ChoiceMap, agreed: Mapping[str, Consensus]) -> tuple[str, ...]:
+def _classes(
+    known: Sequence[str], choices: ChoiceMap, agreed: Mapping[str, Consensus], to_learn: set[str]
+) -> tuple[str, ...]:
+    """The model's classes, and the new ones with enough examples, of which not all are held out."""
     counts = Counter(consensus.class_name for consensus in agreed.values())
+    learned = {agreed[picture].class_name for picture in to_learn}
     new = (name for name in choices.classes if name not in known and counts[name] >= LEAST_PER_NEW_CLASS)
-    return (*known, *new)
+    return (*known, *(name for name in new if name in learned))
 
 
 def _example(

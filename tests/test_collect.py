@@ -254,6 +254,15 @@ def test_new_classes_need_examples(tmp_path: Path) -> None:
     assert got.counts["pictures left out"] == {"of new classes with too few examples": 4}
 
 
+def test_a_new_class_that_is_all_held_out_is_left_out(tmp_path: Path) -> None:
+    """There would be nothing to learn it from."""
+    held = on_side(True, 8)
+    tasks = [*(task(number) for number in on_side(False, 20)), *(task(number, "Comet") for number in held[:6])]
+    got = gather([*tasks, task(held[6]), task(held[7])], tmp_path)
+    assert got.classes == ("Mars", "Moon")
+    assert got.counts["new classes with too few examples"] == {"Comet": 6}
+
+
 def test_accepted_labels_that_count_nothing(tmp_path: Path) -> None:
     """With a weight of 0 they are not learned, but still held out."""
     tasks = some(30, "Mars")
