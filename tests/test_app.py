@@ -20,8 +20,11 @@ from label_studio_sdk.label_interface import LabelInterface
 from celestial_backend.app import create_app
 from celestial_backend.classifier import Classifier
 from celestial_backend.images import ImageReader
+from celestial_backend.network import Postprocess, Preprocess, load_card
+from celestial_backend.registry import project_tag
 from celestial_backend.renderer import render
 from celestial_backend.settings import Settings
+from celestial_backend.store import DEFAULT_MODEL
 from celestial_backend.wiring import Services, build
 
 MARS_ONLY = label_config(["Mars", "Moon base"])
@@ -72,6 +75,14 @@ def event(action: str, **project: Any) -> dict[str, Any]:
     return {"action": action, "project": {"id": 7, "label_config": label_config()} | project}
 
 
+def kept_in_store(services: Services, job: str) -> str:
+    """A model of project 7 that differs from the default in its tag alone, as a training leaves it in the store."""
+    folder = services.store.registry.path(services.store.live_tag())
+    card = load_card(DEFAULT_MODEL)
+    hooks = (Preprocess(card.size_px), Postprocess(card.classes))
+    return services.store.registry.add(project_tag("7", job), folder, *hooks, {"classes": list(card.classes)})
+
+
 def test_health_says_up_and_nothing_of_the_server(client: FlaskClient) -> None:
     """Label Studio wants JSON with a 2xx; no path stands in it."""
     answer = client.get("/health")
@@ -85,6 +96,34 @@ def test_setup_tells_the_tag_that_predictions_carry(client: FlaskClient, service
     version = setup(client).json["model_version"]
     assert version == services.store.live_tag()
     assert {one["model_version"] for one in predict(client, tasks_of(BODIES)).json["results"]} == {version}
+
+
+def test_a_published_model_answers_from_the_next_request(client: FlaskClient, services: Services) -> None:
+    """In /setup and in predictions alike, for its own project alone, and the way back is as short."""
+    shared = setup(client).json["model_version"]
+    tag = kept_in_store(services, "0badcafe")
+    for live in (tag, shared):
+        build(services.settings).store.publish("7", live)  # by another process
+        assert setup(client).json["model_version"] == live
+        (answer,) = predict(client, tasks_of(["Mars"])).json["results"]
+        assert (answer["model_version"], answer["result"][0]["value"]["choices"]) == (live, ["Mars"])
+        assert setup(client, project="8.1795374408").json["model_version"] == shared
+
+
+def test_no_batch_is_answered_by_two_models(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is published in the middle of a batch answers the next one."""
+    client = create_app(build(replace(services.settings, batch_size=2))).test_client()
+    shared = setup(client).json["model_version"]
+    tag = kept_in_store(services, "0badcafe")
+    asked = Classifier.probabilities
+
+    def published_meanwhile(self: Classifier, batch: np.ndarray) -> np.ndarray:
+        services.store.publish("7", tag)
+        return asked(self, batch)
+
+    monkeypatch.setattr(Classifier, "probabilities", published_meanwhile)
+    assert {one["model_version"] for one in predict(client, tasks_of(BODIES)).json["results"]} == {shared}
+    assert {one["model_version"] for one in predict(client, tasks_of(BODIES)).json["results"]} == {tag}
 
 
 @pytest.mark.parametrize("extra", [None, "", '{"threshold": 0.5}', {"a": 1}])
@@ -278,6 +317,25 @@ def test_training_events_reach_fit(client: FlaskClient, action: str) -> None:
     assert answer.status_code == 201
     assert answer.json["status"] == "ok"
     assert answer.json["result"]["event"] == action
+
+
+def test_a_training_is_written_down_before_it_is_answered(client: FlaskClient, services: Services) -> None:
+    """What was asked for three times is one job of one project, which the answer names."""
+    answers = [client.post("/webhook", json=event("START_TRAINING")).json["result"] for _ in range(3)]
+    (job,) = services.jobs.ledger.jobs()
+    assert {answer["job"] for answer in answers} == {job.id}
+    assert (job.project, job.state, job.requests) == ("7", "waiting", 3)
+    assert services.jobs.huey.pending_count() == 3
+
+
+def test_a_training_that_cannot_be_written_down_is_not_accepted(settings: Settings, tmp_path: Path) -> None:
+    """A full or foreign disk: an error with what to do, and no job that nobody will run."""
+    (tmp_path / "blocked").write_text("")
+    client = create_app(build(replace(settings, model_dir=tmp_path / "blocked"))).test_client()
+    answer = client.post("/webhook", json=event("START_TRAINING"))
+    assert answer.status_code == 503
+    assert "Nothing was accepted" in answer.json["detail"]
+    assert "Nothing was accepted" in answer.status
 
 
 @pytest.mark.parametrize(
