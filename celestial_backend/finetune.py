@@ -20,7 +20,7 @@ from celestial_backend import network
 from celestial_backend.classifier import Parts
 from celestial_backend.errors import TrainingError
 from celestial_backend.examples import Example
-from celestial_backend.growth import freeze_normalisations, grown, uncompiled
+from celestial_backend.growth import copied, freeze_normalisations, grown, uncompiled
 from celestial_backend.lessons import SCRATCH, Lessons, Prepare, Tuning
 from celestial_backend.teaching import Course, Lesson, Progress, Taught, seed_everything, set_up, teach
 from celestial_backend.training import Recipe, versions
@@ -86,7 +86,8 @@ def finetune(
     """
     tuning, started = tuning or Tuning(), time.monotonic()
     seed_everything(tuning.seed)
-    teacher, student = (grown(parent, parent_classes, classes, tuning.seed) for _ in range(2))
+    teacher = grown(parent, parent_classes, classes, tuning.seed)
+    student = copied(teacher)
     freeze_normalisations(student)
     lessons, known = Lessons(classes, learn, parent_classes, tuning, parent.preprocess), len(parent_classes)
     facts = _taught(student, lessons, lambda epoch: lessons.epoch(epoch, teacher, known), deadline, progress)

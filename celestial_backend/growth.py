@@ -47,8 +47,7 @@ def grown(parent: Parts, parent_classes: Sequence[str], classes: Sequence[str], 
         )
     place = _place(parent, len(known))
     try:
-        copy = keras.models.clone_model(uncompiled(parent.network))
-        copy.set_weights(parent.network.get_weights())
+        copy = copied(parent.network)
         last = copy.layers[place]
         wide = layers.Dense(len(classes), use_bias=True, name=last.name, dtype=last.dtype_policy)
         copy = keras.Model(copy.inputs, wide(last.input), name=copy.name)
@@ -109,6 +108,15 @@ def _compare(parent: Parts, known: tuple[str, ...], copy: Any, seed: int) -> Non
             f"The postprocess of a model that is taught more must be the softmax of its last layer, within {SAME:g}; "
             f"that of {parent.tag} is up to {away:.2g} away from it. {REMEDY}"
         )
+
+
+def copied(network: Any) -> Any:
+    """Another network with the same layers and weights, without loss and optimizer."""
+    import keras
+
+    copy = keras.models.clone_model(uncompiled(network))
+    copy.set_weights(network.get_weights())
+    return copy
 
 
 def uncompiled(network: Any) -> Any:

@@ -30,7 +30,7 @@ KEPT_BYTES = 100_000_000  # inputs of checks are made once where all of them tak
 class Tuning:
     """Every hyper-parameter of a training on a project's labels. How far pictures are changed stands in `augment`."""
 
-    pictures: int = 14_000  # shown in all, repeated and changed ones too
+    pictures: int = 10_000  # shown in all, repeated and changed ones too
     epochs: tuple[int, int] = (8, 30)  # fewest and most that these may become
     batch: int = 32
     learning_rate: float = 0.002
