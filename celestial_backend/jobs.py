@@ -95,7 +95,7 @@ class Jobs:
         queue = make_queue(self._settings)
         self._train_task = queue.task(name="train")(self.run)
         queue.periodic_task(crontab(), name="look_after")(self.look_after)
-        queue.on_startup(name="look_after")(lambda: self.look_after(START_S))
+        queue.on_startup(name="look_after")(self._look_first)
         queue.signal(SIGNAL_INTERRUPTED)(lambda *_: self.stop())
         return queue
 
@@ -123,7 +123,6 @@ class Jobs:
         """
         if time.monotonic() < self._looked + LOOK_S:
             return
-        self._looked = time.monotonic()
         for job in self.ledger.jobs(states=(RUNNING,)):
             with self._lock(job.project, patience_s) as held:
                 if held is not None:
@@ -132,6 +131,7 @@ class Jobs:
             self._wake(job.project)
         if self._settings.train_every is not None:
             self._reconcile(self._settings.train_every)
+        self._looked = time.monotonic()
 
     def stop(self) -> None:
         """End the trainings of this worker, as at a SIGTERM; they wait again, as if they had not been begun."""
@@ -141,6 +141,10 @@ class Jobs:
             process.wait()
             if job := self.ledger.job(job_id):
                 self._settle(job, "", begun=False)
+
+    def _look_first(self) -> None:
+        """Look, and be patient, beside what the worker does: another one may be at a training of which it knows."""
+        threading.Thread(target=self.look_after, args=(START_S,), name="look", daemon=True).start()
 
     def _wake(self, project: str) -> None:
         """Queue a project, in the background if it takes long; where that fails, the worker finds it in the ledger."""

@@ -65,7 +65,7 @@ def _outcome(services: Services, ledger: Ledger, job: Job) -> Outcome:
 def _reason(job: Job, error: Exception) -> str:
     if isinstance(error, CelestialError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):  # libraries wrap it in their own
         return "The disk is full. Make space where MODEL_DIR and BENTOML_HOME are, and train again."
     logger.error("Job %s failed unexpectedly", job.id, exc_info=error)
     return f"It failed unexpectedly ({type(error).__name__}). The worker's log tells more."
