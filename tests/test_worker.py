@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from backend_server import REPOSITORY, plain_environ
+import redis
+from backend_server import REPOSITORY, ServerProcess, plain_environ
+from redis_server import RedisServer
 from trainings import BIN, Place
 
-from celestial_backend.ledger import PUBLISHED
+from celestial_backend.ledger import FAILED, PUBLISHED, RUNNING, WAITING
+
+CONSUMER = [BIN / "huey_consumer", "--quiet", "--logfile=/dev/null", "--max-delay=1", "celestial_backend.worker.huey"]
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +41,19 @@ def place(tmp_path: Path, store: Path) -> Iterator[Place]:
     place.stop()
 
 
-@pytest.fixture(params=["sqlite", "redis"])
-def either(request: pytest.FixtureRequest, tmp_path: Path, store: Path) -> Iterator[Place]:
-    """With the queue in a file, and with the queue in Redis."""
-    settings = {"REDIS_URL": request.getfixturevalue("redis_server").url} if request.param == "redis" else {}
-    place = Place(tmp_path, store, **settings)
+@pytest.fixture
+def on_redis(tmp_path: Path, store: Path, redis_server: RedisServer) -> Iterator[Place]:
+    """With the queue in Redis."""
+    place = Place(tmp_path, store, REDIS_URL=redis_server.url)
     yield place
     place.stop()
+
+
+@pytest.fixture(params=["place", "on_redis"])
+def either(request: pytest.FixtureRequest) -> Place:
+    """With the queue in a file, and with the queue in Redis."""
+    chosen: Place = request.getfixturevalue(request.param)
+    return chosen
 
 
 MOMENTS = {
@@ -51,9 +64,9 @@ MOMENTS = {
     "epoch-1": ("celestial_backend.learning:Learner._report:after:epoch 1", "worker", 2),
     "comparing": ("celestial_backend.learning:Learner._report:after:comparing", "worker", 2),
     "saving": ("celestial_backend.registry:Registry.add:before", "worker", 2),
-    "half-saved": ("shutil:copyfile:after:bentoml/models", "worker", 2),
-    "before-pointer": ("celestial_backend.pointers:Pointers.write:before", "worker", 2),
-    "after-pointer": ("celestial_backend.pointers:Pointers.write:after", "worker", 1),
+    "half-saved": ("shutil:copyfile:after:bentoml/models", "both", 2),
+    "before-pointer": ("celestial_backend.pointers:Pointers.write:before", "both", 2),
+    "after-pointer": ("celestial_backend.pointers:Pointers.write:after", "both", 1),
     "telling": ("celestial_backend.project:StudioProject.show_version:before", "worker", 1),
     "before-end": ("celestial_backend.ledger:Ledger.end:before", "worker", 1),
     "after-end": ("celestial_backend.ledger:Ledger.end:after", "worker", 1),
@@ -77,3 +90,223 @@ def test_a_worker_that_is_killed_costs_no_job(place: Place, moment: str) -> None
     assert (pointer.tag, pointer.job) == (ended.outcome["tag"], job)
     assert [model.tag for model in place.services.store.registry.models() if model.project] == [pointer.tag]
     place.wait_for(lambda: not place.trainers() and not place.left_over(), 5)
+
+
+def test_a_request_is_run_merged_or_run_next(either: Place) -> None:
+    """Those that come while one waits are one training with it; those that come while one runs are the next."""
+    first = [either.request() for _ in range(3)]
+    assert len(set(first)) == 1
+    either.worker()
+    either.stage(first[0], "epoch 1")
+    second = [either.request() for _ in range(2)]
+    assert len(set(second)) == 1
+    assert second[0] != first[0]
+    one, two = either.ended(first[0]), either.ended(second[0])
+    assert [(job.state, job.attempts, job.requests) for job in (one, two)] == [(PUBLISHED, 1, 3), (PUBLISHED, 1, 2)]
+    assert (two.started_at or 0) >= (one.ended_at or time.time())
+    assert two.outcome["parent"] == one.outcome["tag"]
+    assert either.publications() == [first[0], second[0]]
+
+
+@pytest.mark.parametrize(
+    ("place_name", "workers"),
+    [
+        pytest.param("on_redis", [(), ()], id="two processes, Redis"),
+        pytest.param("place", [[*CONSUMER, "-w", "2"]], id="two threads, SQLite"),
+    ],
+)
+def test_two_workers_train_two_projects_and_never_one_twice(
+    request: pytest.FixtureRequest, place_name: str, workers: list[list[str]]
+) -> None:
+    """Twenty requests for one project are trained one after the other, and another project beside them."""
+    place: Place = request.getfixturevalue(place_name)
+    for command in workers:
+        place.worker(command, FAULT_LEARN="1")
+    jobs = [place.request("4"), *(place.request("3") for _ in range(10))]
+    place.wait_for(lambda: len(place.ledger.jobs(states=(RUNNING,))) == 2)
+    for _ in range(10):
+        jobs.append(place.request("3"))
+        time.sleep(0.02)
+    ended = [place.ended(job) for job in dict.fromkeys(jobs)]
+    assert {job.state for job in ended} == {PUBLISHED}
+    assert sum(job.requests for job in ended if job.project == "3") == 20
+    assert sorted(place.publications()) == sorted(dict.fromkeys(jobs))
+    times = {name: [float(at) for project, at in place.marked(name) if project == "3"] for name in ("began", "ended")}
+    assert len(times["began"]) == len(times["ended"]) == len(ended) - 1
+    assert all(end < begin for end, begin in zip(times["ended"], times["began"][1:], strict=False))
+
+
+def test_a_training_that_dies_is_tried_again(place: Place) -> None:
+    """Its process is killed once, as by a machine without memory: the next attempt publishes."""
+    place.worker(FAULT_AT="celestial_backend.learning:Learner._report:after:epoch 1", FAULT_DO="self")
+    ended = place.ended(place.request())
+    assert (ended.state, ended.attempts) == (PUBLISHED, 2)
+    assert place.left_over() == []
+
+
+def test_a_training_that_always_dies_fails_with_its_reason(place: Place) -> None:
+    """Three deaths are enough; the worker lives, and another project is trained."""
+    at = "celestial_backend.learning:Learner.learn:before"
+    worker = place.worker(FAULT_AT=at, FAULT_DO="self", FAULT_TIMES="3")
+    ended = place.ended(place.request())
+    assert (ended.state, ended.attempts) == (FAILED, 3)
+    assert ended.reason == (
+        "Its process was ended by signal 9, as a machine that is out of memory does. It was begun 3 times. "
+        "The worker's log tells more."
+    )
+    assert place.publications() == []
+    assert place.left_over() == []
+    assert worker.process.poll() is None
+    assert place.ended(place.request("4")).state == PUBLISHED
+
+
+def test_a_training_that_takes_too_long_is_ended(tmp_path: Path, store: Path) -> None:
+    """After CELESTIAL_TRAIN_MAX_S it is killed and failed, not tried again; the reason names the setting."""
+    place = Place(tmp_path, store, CELESTIAL_TRAIN_MAX_S="1.5")
+    try:
+        place.worker(FAULT_LEARN="60")
+        ended = place.ended(place.request())
+        assert (ended.state, ended.attempts) == (FAILED, 1)
+        assert "longer than the 1.5 seconds of CELESTIAL_TRAIN_MAX_S" in ended.reason
+        assert place.trainers() == []
+        assert place.left_over() == []
+    finally:
+        place.stop()
+
+
+@pytest.mark.parametrize("command", [(), CONSUMER], ids=["worker", "huey_consumer"])
+def test_a_stop_lets_the_job_wait_again(place: Place, command: list[str]) -> None:
+    """SIGTERM ends the training within two seconds; this attempt does not count, not even as the third."""
+    at = "celestial_backend.learning:Learner.learn:before"
+    worker = place.worker(command, FAULT_LEARN="60", FAULT_AT=at, FAULT_DO="self", FAULT_TIMES="2")
+    job = place.request()
+    assert place.stage(job, "reading labels").attempts == 3
+    worker.process.send_signal(signal.SIGTERM)
+    place.wait_for(lambda: place.job(job).state == WAITING and not place.trainers(), 2)
+    worker.process.wait(5)
+    assert (place.job(job).attempts, place.left_over()) == (2, [])
+    place.worker()
+    assert place.ended(job).state == PUBLISHED
+
+
+def test_sigint_lets_the_training_end_first(place: Place) -> None:
+    """As `docker compose stop` does with the worker's service."""
+    worker = place.worker(CONSUMER, FAULT_LEARN="1")
+    job = place.request()
+    place.stage(job, "epoch 1")
+    worker.process.send_signal(signal.SIGINT)
+    assert worker.process.wait(20) == 0
+    assert (place.job(job).state, place.job(job).attempts) == (PUBLISHED, 1)
+
+
+def test_a_trainer_without_its_worker_ends_before_it_begins(place: Place) -> None:
+    """A worker that was killed in the first moment of its training leaves nobody who trains on his own."""
+    job = place.request()
+    place.ledger.start("3")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-m", "celestial_backend.trainer", job, str(gone.pid)]
+    environ = place.environ | place.faults | {"FAULT_LEARN": "8"}
+    assert subprocess.run(command, cwd=REPOSITORY, env=environ, timeout=30, check=False).returncode == 1
+    assert (place.job(job).state, place.publications()) == (RUNNING, [])
+
+
+class Executed:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_what_strangers_put_into_the_queue_is_not_run(either: Place, tmp_path: Path) -> None:
+    """A pickle runs no code, other rubbish does no harm, and the job behind it is run."""
+    rubbish = [b"", b"{}", b"[1]", json.dumps(["1", "os.system", None, 0, 0, None, ["true"], {}]).encode()]
+    for message in (pickle.dumps(Executed(tmp_path / "executed")), *rubbish):
+        either.jobs.huey.storage.enqueue(message)
+    worker = either.worker()
+    assert either.ended(either.request()).state == PUBLISHED
+    assert not (tmp_path / "executed").exists()
+    assert worker.process.poll() is None
+
+
+def test_lost_messages_are_found_again(on_redis: Place, redis_server: RedisServer) -> None:
+    """A Redis that forgets everything costs nothing that was accepted."""
+    jobs = [on_redis.request("3"), on_redis.request("4")]
+    with redis.Redis.from_url(redis_server.url) as client:
+        assert client.llen("huey.redis.celestial") == 2
+        client.flushall()
+    on_redis.worker()
+    assert [on_redis.ended(job).state for job in jobs] == [PUBLISHED, PUBLISHED]
+
+
+def test_a_redis_that_is_away_delays_and_loses_nothing(on_redis: Place, redis_server: RedisServer) -> None:
+    """A request is accepted in less than a second; the worker lives on, and runs it when Redis is back."""
+    worker = on_redis.worker()
+    on_redis.ended(on_redis.request("4"))
+    redis_server.kill()
+    started = time.monotonic()
+    job = on_redis.request()
+    assert time.monotonic() - started < 1
+    time.sleep(2.5)  # in which the worker asks in vain
+    assert on_redis.job(job).state == WAITING
+    command = [str(part) for part in redis_server.process.args]
+    again = ServerProcess(command, cwd=on_redis.folder, environ={}, log=on_redis.folder / "redis-again.log")
+    try:
+        again.wait_for_log("Ready to accept connections")
+        on_redis.jobs.look_after()  # as the worker does every minute
+        assert on_redis.ended(job).state == PUBLISHED
+        assert worker.process.poll() is None
+    finally:
+        again.stop()
+
+
+def test_a_redis_that_hangs_does_not_hold_up_a_request(on_redis: Place, redis_server: RedisServer) -> None:
+    """Ten in a row are each accepted in less than a second."""
+    on_redis.request()
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(10):
+            started = time.monotonic()
+            on_redis.request()
+            assert time.monotonic() - started < 1
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    assert on_redis.ledger.jobs()[0].requests == 11
+
+
+FULL = {
+    "saving": ("shutil:copyfile:before:bentoml/models", "The disk is full. Make space where MODEL_DIR"),
+    "pointing": ("os:fsync:before", "The live model of project 3 cannot be changed (No space left on device)"),
+}
+
+
+@pytest.mark.parametrize("moment", FULL)
+def test_a_full_disk_fails_with_a_sentence_and_keeps_the_old_model(place: Place, moment: str) -> None:
+    """Nothing is published by halves; when there is space again the same labels are learned."""
+    before = place.services.store.live_tag("3")
+    at, sentence = FULL[moment]
+    place.worker(FAULT_AT=at, FAULT_DO="disk")
+    failed = place.ended(place.request())
+    assert failed.state == FAILED
+    assert sentence in failed.reason
+    assert place.services.store.live_tag("3") == before
+    assert [model.tag for model in place.services.store.registry.models()] == [before]
+    assert place.left_over() == []
+    assert place.ended(place.request()).state == PUBLISHED
+
+
+def test_a_damaged_pointer_holds_up_no_other_project(place: Place) -> None:
+    """A job whose worker was killed cannot be judged without it, and fails with what to do; the others go on."""
+    broken = place.request("3")
+    place.ledger.start("3")
+    pointer = place.settings.model_dir / "live" / "3.json"
+    pointer.parent.mkdir()
+    pointer.write_text("{")
+    other = place.request("4")
+    place.worker()
+    assert "models use TAG --project 3" in place.ended(broken).reason
+    assert place.job(broken).state == FAILED
+    assert place.ended(other).state == PUBLISHED

@@ -6,7 +6,7 @@ is known to the package itself.
 
     FAULT_MARKS  a folder: what happened is written down here, and a fault strikes only so often
     FAULT_LEARN  seconds: trainings take so long, learn nothing, and publish the default model under a new tag
-    FAULT_AT     module:Class.function:before or :after, and :text if one of the arguments must hold it
+    FAULT_AT     module:Class.function:before or :after, and :text if an argument behind the first must hold it
     FAULT_DO     worker (it is killed, and its trainer hangs), both, self, disk (it is full), slow
     FAULT_TIMES  how often, once without it
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -60,7 +61,7 @@ def strike() -> None:
 def wrap(function: Callable[..., Any], moment: str, text: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapped(*args: Any, **options: Any) -> Any:
-        meant = not text or any(text in str(each) for each in args)
+        meant = not text or any(text in str(each) for each in args[1:])
         if meant and moment == "before":
             strike()
         answer = function(*args, **options)
@@ -153,6 +154,6 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 if "FAULT_MARKS" in os.environ:
-    for known in {"shutil"} & set(sys.modules) & {os.environ.get("FAULT_AT", "").partition(":")[0]}:
-        change(sys.modules[known])
+    for known in {"os", "shutil"} & {os.environ.get("FAULT_AT", "").partition(":")[0]}:
+        change(importlib.import_module(known))
     sys.meta_path.insert(0, Finder())
