@@ -183,11 +183,10 @@ def test_a_model_that_a_person_chose_meanwhile_stays(
 ) -> None:
     """The new model has not been compared with that one."""
     del project
-    services.store.live_tag()
+    services.store.publish("7", services.store.live_tag())
     card = load_card(DEFAULT_MODEL)
     hooks = (Preprocess(card.size_px), Postprocess(card.classes))
     chosen = services.store.registry.add(f"{MODEL_NAME}:chosen", DEFAULT_MODEL, *hooks, {"classes": list(card.classes)})
-    services.store.publish("7", services.store.live_tag())
     judge = learning.contest.judge
 
     def meanwhile(*arguments: Any) -> Any:
