@@ -20,7 +20,7 @@ from celestial_backend import network
 from celestial_backend.classifier import Parts
 from celestial_backend.errors import TrainingError
 from celestial_backend.examples import Example
-from celestial_backend.growth import copied, freeze_normalisations, grown, uncompiled
+from celestial_backend.growth import copied, freeze_normalisations, grown, head_start, uncompiled
 from celestial_backend.lessons import SCRATCH, Lessons, Prepare, Tuning
 from celestial_backend.teaching import Course, Lesson, Progress, Taught, seed_everything, set_up, teach
 from celestial_backend.training import Recipe, versions
@@ -90,6 +90,8 @@ def finetune(
     student = copied(teacher)
     freeze_normalisations(student)
     lessons, known = Lessons(classes, learn, parent_classes, tuning, parent.preprocess), len(parent_classes)
+    if len(classes) > known:
+        head_start(student, *lessons.first(), known)
     facts = _taught(student, lessons, lambda epoch: lessons.epoch(epoch, teacher, known), deadline, progress)
     facts |= _calibrated(student, lessons)
     return _candidate(student, parent.preprocess, lessons, facts | {"parent": parent.tag}, started)

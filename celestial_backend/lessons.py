@@ -43,9 +43,9 @@ class Tuning:
     longest_side_px: int = 256  # larger pictures are shown in this size
     check_share: float = 0.15  # of each class, for the early stop and the temperature
     most_checks: int = 300
-    check_rounds: int = 2  # of each of these: as it is, and changed
+    check_rounds: int = 4  # of each of these: as it is, and changed
     least_to_calibrate: int = 20  # labelled checks; with fewer the temperature stays as it was
-    patience: int = 8  # epochs without a better one
+    patience: int = 10  # epochs without a better one
     seed: int = 20
     threads: int = 2
 
@@ -55,6 +55,7 @@ SCRATCH = Tuning(pictures=40_000, epochs=(12, 80), learning_rate=0.003, weight_d
 
 CALIBRATION_ROUNDS = 4
 CHECK_BATCH = 64
+MOST_FIRST = 40
 NO_EPOCH = 1_000_000  # changes of checks are drawn apart from those of any epoch
 
 
@@ -123,6 +124,12 @@ class Lessons:
                 agreed = (self._columns[rows] >= known) | (said.argmax(axis=1) == self._columns[rows])
                 targets = np.concatenate([targets, (said * agreed[:, None]).astype(np.float32)], axis=1)
             yield inputs, targets, self._weights[rows]
+
+    def first(self) -> tuple[Iterator[NDArray[np.float32]], NDArray[np.integer]]:
+        """Some examples of each class, as they are and changed: batches of inputs, and the columns of all of them."""
+        groups = [np.flatnonzero(self._columns == column)[:MOST_FIRST] for column in np.unique(self._columns)]
+        some, rounds = [self.shown[row] for row in np.concatenate(groups)], range(2)
+        return self._inputs(some, rounds), self._truths(some, rounds)
 
     def checked(self, model: Any) -> tuple[float, float] | None:
         """Mean log loss and share of right answers for the checks, every class counting the same; None without any."""
