@@ -127,6 +127,19 @@ def backends(tmp_path: Path) -> Iterator[Backends]:
     starter.stop()
 
 
+@pytest.fixture(scope="session")
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with the default model in it."""
+    from backend_server import REPOSITORY, plain_environ
+
+    folder = tmp_path_factory.mktemp("store")
+    folders = {"MODEL_DIR": str(folder / "state"), "BENTOML_HOME": str(folder / "bentoml")}
+    command = [sys.executable, "-m", "celestial_backend", "models"]
+    environ = plain_environ(Path(sys.executable).parent) | folders
+    subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, check=True, timeout=60)
+    return folder / "bentoml"
+
+
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """A real and empty redis-server of one test."""

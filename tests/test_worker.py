@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from backend_server import REPOSITORY, ServerProcess, plain_environ
+from backend_server import REPOSITORY, ServerProcess
 from redis_server import RedisServer
 from trainings import BIN, Place
 
@@ -22,29 +22,18 @@ from celestial_backend.ledger import FAILED, PUBLISHED, RUNNING, WAITING
 CONSUMER = [BIN / "huey_consumer", "--quiet", "--logfile=/dev/null", "--max-delay=1", "celestial_backend.worker.huey"]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with the default model in it."""
-    folder = tmp_path_factory.mktemp("store")
-    environ = plain_environ(BIN) | {"MODEL_DIR": str(folder / "state"), "BENTOML_HOME": str(folder / "bentoml")}
-    subprocess.run(
-        [sys.executable, "-m", "celestial_backend", "models"], cwd=REPOSITORY, env=environ, check=True, timeout=60
-    )
-    return folder / "bentoml"
-
-
 @pytest.fixture
-def place(tmp_path: Path, store: Path) -> Iterator[Place]:
+def place(tmp_path: Path, model_store: Path) -> Iterator[Place]:
     """With the queue in a file of the state folder."""
-    place = Place(tmp_path, store)
+    place = Place(tmp_path, model_store)
     yield place
     place.stop()
 
 
 @pytest.fixture
-def on_redis(tmp_path: Path, store: Path, redis_server: RedisServer) -> Iterator[Place]:
+def on_redis(tmp_path: Path, model_store: Path, redis_server: RedisServer) -> Iterator[Place]:
     """With the queue in Redis."""
-    place = Place(tmp_path, store, REDIS_URL=redis_server.url)
+    place = Place(tmp_path, model_store, REDIS_URL=redis_server.url)
     yield place
     place.stop()
 
@@ -160,9 +149,9 @@ def test_a_training_that_always_dies_fails_with_its_reason(place: Place) -> None
     assert place.ended(place.request("4")).state == PUBLISHED
 
 
-def test_a_training_that_takes_too_long_is_ended(tmp_path: Path, store: Path) -> None:
+def test_a_training_that_takes_too_long_is_ended(tmp_path: Path, model_store: Path) -> None:
     """After CELESTIAL_TRAIN_MAX_S it is killed and failed, not tried again; the reason names the setting."""
-    place = Place(tmp_path, store, CELESTIAL_TRAIN_MAX_S="1.5")
+    place = Place(tmp_path, model_store, CELESTIAL_TRAIN_MAX_S="1.5")
     try:
         place.worker(FAULT_LEARN="60")
         ended = place.ended(place.request())

@@ -6,6 +6,7 @@ is known to the package itself.
 
     FAULT_MARKS  a folder: what happened is written down here, and a fault strikes only so often
     FAULT_LEARN  seconds: trainings take so long, learn nothing, and publish the default model under a new tag
+    FAULT_BURN   threads that keep as many processors busy meanwhile
     FAULT_AT     module:Class.function:before or :after, and :text if an argument behind the first must hold it
     FAULT_DO     worker (it is killed, and its trainer hangs), both, self, disk (it is full), slow
     FAULT_TIMES  how often, once without it
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import importlib
 import importlib.abc
 import importlib.util
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +108,8 @@ def learn(self: Any, job: Any, folder: Path) -> Any:
     from celestial_backend.store import DEFAULT_MODEL
 
     pause = float(os.environ["FAULT_LEARN"]) / 4
+    for _ in range(int(os.environ.get("FAULT_BURN", "0"))):
+        threading.Thread(target=burn, daemon=True).start()
     note("began", f"{job.project} {time.time()}")
     (folder / "pictures").mkdir()
     self._report(job, "reading the live model")
@@ -129,6 +134,11 @@ def learn(self: Any, job: Any, folder: Path) -> Any:
     self._store.prune(job.project)
     note("ended", f"{job.project} {time.time()}")
     return outcome
+
+
+def burn() -> None:
+    while True:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000)
 
 
 class Finder(importlib.abc.MetaPathFinder):
