@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+DRAWN = "drawn"
 LEAST_PROBABILITY = 1e-3  # for the log loss: what a class gets that a model does not know
 
 
@@ -25,7 +26,9 @@ class Limits:
     """How much worse is worse. All shares are from 0 to 1."""
 
     least_pictures: int = 5  # held out; fewer say nothing
-    least_p: float = 0.25  # a loss less likely than this by chance counts as worse
+    likely_p: float = 0.25  # a loss less likely than this by chance is worse, if the log loss is no better either
+    sure_p: float = 0.05  # a loss less likely than this by chance is worse in any case
+    drawn_share: float = 0.02  # of the drawn pictures may be lost on balance in any case
     class_share: float = 0.10  # of the pictures of a class may be lost on balance
     class_pictures: int = 1  # but so many may always be
     doubted: float = 0.10  # a label is contradicted when the champion gives its class less than this
@@ -85,7 +88,7 @@ def judge(
     names = (tuple(champion_classes), tuple(challenger_classes))
     benches = {"held-out": _scored(held_out, names)}
     if known is not None and len(known.truths):
-        benches["drawn"] = _scored(known, names)
+        benches[DRAWN] = _scored(known, names)
     doubts = _doubts([held_out, *([learned] if learned is not None else [])], names, limits)
     scores = {"benches": benches, "labels": doubts, "limits": asdict(limits)}
     count = len(held_out.truths)
@@ -198,8 +201,9 @@ def _doubts(benches: Sequence[Bench], names: Names, limits: Limits) -> dict[str,
 
 def _faults(name: str, bench: Mapping[str, Any], limits: Limits) -> list[str]:
     faults: list[str] = []
+    allowed = limits.drawn_share if name == DRAWN else 0.0
     for group, what in ((bench, f"{name} pictures"), (bench["old_classes"], f"{name} pictures of the old classes")):
-        if not faults and _worse(group, limits):
+        if not faults and _worse(group, limits, allowed):
             faults.append(
                 f"of {group['pictures']} {what} the new model lost {group['lost']} and gained {group['gained']}"
             )
@@ -216,8 +220,11 @@ def _faults(name: str, bench: Mapping[str, Any], limits: Limits) -> list[str]:
     return faults
 
 
-def _worse(group: Mapping[str, Any], limits: Limits) -> bool:
-    return bool(group["lost"] > group["gained"] and group["p_worse"] < limits.least_p)
+def _worse(group: Mapping[str, Any], limits: Limits, allowed: float) -> bool:
+    if group["lost"] - group["gained"] <= allowed * group["pictures"]:
+        return False
+    surer = group["challenger_log_loss"] < group["champion_log_loss"]
+    return bool(group["p_worse"] < (limits.sure_p if surer else limits.likely_p))
 
 
 def _contradictions(doubts: Mapping[str, Any], limits: Limits) -> list[str]:

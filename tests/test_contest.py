@@ -76,6 +76,29 @@ def test_a_worse_model_is_refused(lost: int, published: bool) -> None:
         assert verdict.reason.startswith("Kept the old model: ")
 
 
+@pytest.mark.parametrize(
+    ("lost", "published"), [pytest.param(4, True, id="perhaps chance"), pytest.param(5, False, id="surely worse")]
+)
+def test_a_better_log_loss_makes_up_for_what_may_be_chance(lost: int, published: bool) -> None:
+    """A hesitant champion: four pictures lost may be chance, p 0.06; five are not, p 0.03, whatever the log loss."""
+    truths = ["Mars"] * 60
+    said = ["Moon"] * lost + ["Mars"] * (60 - lost)
+    verdict = judge(OLD, NEW, Bench(truths, _says(OLD, truths, 0.6), _says(NEW, said, 0.9)))
+    assert verdict.publish is published
+    held_out = verdict.scores["benches"]["held-out"]
+    assert held_out["challenger_log_loss"] < held_out["champion_log_loss"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "published"), [pytest.param(4, True, id="two points"), pytest.param(5, False, id="more than two points")]
+)
+def test_two_points_of_the_drawn_pictures_may_be_lost(lost: int, published: bool) -> None:
+    """Of 200 drawn pictures four may be lost, and no fifth."""
+    right = "MO" * 100
+    challenger = "".join("C" if place < 2 * lost and place % 2 else letter for place, letter in enumerate(right))
+    assert judge(OLD, NEW, _bench("MOMOMO", "MOMOMO", "MOMOMO"), _bench(right, right, challenger)).publish is published
+
+
 def test_gains_of_a_new_class_do_not_pay_for_old_ones() -> None:
     """Nine comets gained and four old pictures lost, one or two of each class: refused for the old ones."""
     truths, champion = "C" * 9 + "M" * 20 + "O" * 20, "M" * 29 + "O" * 20
