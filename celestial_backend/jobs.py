@@ -13,36 +13,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from contextlib import AbstractContextManager
 from functools import cached_property
-from pathlib import Path
 from typing import IO, Any
 
 from huey import Huey, crontab
 from huey.signals import SIGNAL_INTERRUPTED
 
+from celestial_backend.endings import STUDIO_S, Endings
 from celestial_backend.errors import CelestialError, StateError
-from celestial_backend.ledger import FAILED, PUBLISHED, RUNNING, WAITING, Job, Ledger
+from celestial_backend.job_queue import make_queue
+from celestial_backend.ledger import FAILED, RUNNING, WAITING, Job, Ledger
 from celestial_backend.processes import death, lock
 from celestial_backend.project import StudioProject
-from celestial_backend.queue import make_queue
-from celestial_backend.registry import project_tag
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
 from celestial_backend.studio import Studio
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS_MAX = 3  # begun and died: the fourth would die too
 WAKE_S = 0.2  # how long a request waits for the queue: Label Studio gives /webhook one second, the ledger 0.7
 START_S = 3.0  # in which a training ends itself whose worker was killed
 LOOK_S = 30.0  # while a worker trains, the looks of every minute pile up
-STUDIO_S = 3.0  # for a Label Studio that is away, as others wait for the worker
 AGAIN_S = 3600.0  # a training that failed by itself is asked for again after this long
 
 
@@ -51,8 +47,8 @@ class Jobs:
 
     def __init__(self, settings: Settings, store: ModelStore, studio: Studio) -> None:
         self.ledger = Ledger(settings.model_dir)
+        self.endings = Endings(settings.model_dir, self.ledger, store, studio)
         self._settings = settings
-        self._store = store
         self._studio = studio
         self._known: set[str] = set()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -140,7 +136,7 @@ class Jobs:
             process.kill()
             process.wait()
             if job := self.ledger.job(job_id):
-                self._settle(job, "", begun=False)
+                self.endings.settle(job, "", begun=False)
 
     def _look_first(self) -> None:
         """Look, and be patient, beside what the worker does: another one may be at a training of which it knows."""
@@ -175,74 +171,12 @@ class Jobs:
         del self._processes[job.id]
         if not self._stopping.is_set():
             late = f"It took longer than the {limit:g} seconds of CELESTIAL_TRAIN_MAX_S."
-            self._settle(job, death(process.returncode) if in_time else late, again=in_time)
+            self.endings.settle(job, death(process.returncode) if in_time else late, again=in_time)
 
     def _recover(self, project: str) -> None:
         """See to a job that is said to run, while its lock is ours: its worker is gone."""
         for job in self.ledger.jobs(project, (RUNNING,)):
-            self._settle(job, "Its worker was ended while it ran.")
-
-    def _settle(self, job: Job, why: str, *, begun: bool = True, again: bool = True) -> None:
-        """
-        Bring a job whose process is gone to where it belongs; one that ended by itself stays as it is.
-
-        Args:
-            job: As it was begun.
-            why: A sentence: what its process died of.
-            begun: Whether this attempt counts.
-            again: Whether another attempt may do better.
-        """
-        found = self.ledger.job(job.id)
-        if found is None or found.state != RUNNING:
-            return
-        shutil.rmtree(self.folder(job.id), ignore_errors=True)
-        try:
-            outcome = self.published(job)
-            if outcome is None:
-                self.withdraw(job)
-        except CelestialError as error:
-            self.ledger.end(job.id, FAILED, f"{why} {error}".strip())
-            return
-        if outcome is not None:
-            self.ledger.end(job.id, PUBLISHED, str(outcome.get("reason", "")), outcome)
-            if begun:
-                self._tell(job.project, outcome["tag"])
-        elif begun and (job.attempts >= ATTEMPTS_MAX or not again):
-            times = f"It was begun {found.attempts} times. " if found.attempts > 1 else ""
-            said = f"{why} {times}The worker's log tells more."
-            self.ledger.end(job.id, FAILED, said)
-            logger.error("Job %s failed: %s", job.id, said)
-        else:
-            logger.warning("Job %s waits again. %s", job.id, why)
-            self.ledger.give_back(job.id, begun=begun)
-
-    def published(self, job: Job) -> dict[str, Any] | None:
-        """
-        What a job brought about whose model is the live one; None if it has published nothing.
-
-        Raises:
-            StateError: The pointer cannot be read.
-        """
-        pointer = self._store.pointers.read(job.project)
-        if pointer is None or pointer.job != job.id:
-            return None
-        try:
-            return {"tag": pointer.tag} | self._store.registry.describe(pointer.tag).metadata
-        except CelestialError:
-            return {"tag": pointer.tag}
-
-    def withdraw(self, job: Job) -> None:
-        """Remove the model of a job that has not published it, so that the same labels can be learned again."""
-        tag = project_tag(job.project, job.id)
-        if tag not in self._store.pointers.projects().values():
-            with contextlib.suppress(OSError):
-                self._store.registry.remove(tag)
-
-    def _tell(self, project: str, tag: str) -> None:
-        try:
-            StudioProject(self._studio, project, STUDIO_S).show_version(tag)
-        except CelestialError as error:
-            logger.warning("Label Studio could not be told of %s: %s", tag, error)
+            self.endings.settle(job, "Its worker was ended while it ran.")
 
     def _reconcile(self, limit: int) -> None:
         """Ask for the trainings that lost events would have brought about."""
@@ -255,10 +189,6 @@ class Jobs:
                     self.request(project)
             except CelestialError as error:
                 logger.warning("The labels of project %s cannot be counted: %s", project, error)
-
-    def folder(self, job_id: str) -> Path:
-        """Where a training keeps its pictures while it runs."""
-        return self._settings.model_dir / "work" / job_id
 
     def _lock(self, project: str, patience_s: float = 0.0) -> AbstractContextManager[IO[bytes] | None]:
         """The open lock of a project's training; None where another worker holds it."""

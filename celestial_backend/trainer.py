@@ -49,7 +49,7 @@ def main(job_id: str, worker: int) -> None:
 
 
 def _outcome(services: Services, ledger: Ledger, job: Job) -> Outcome:
-    folder = services.jobs.folder(job.id)
+    folder = services.jobs.endings.folder(job.id)
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -74,10 +74,10 @@ def _reason(job: Job, error: Exception) -> str:
 def _stopped_short(services: Services, job: Job, reason: str) -> Outcome:
     """How a job ends that was stopped by an error: failed, unless its model is live already."""
     try:
-        done = services.jobs.published(job)
+        done = services.jobs.endings.published(job)
         if done is not None:
             return Outcome(PUBLISHED, f"{done.get('reason', '')} Afterwards: {reason}".strip(), done)
-        services.jobs.withdraw(job)
+        services.jobs.endings.withdraw(job)
     except StateError as error:
         logger.error("%s", error)  # noqa: TRY400 - the sentence says it
     return Outcome(FAILED, reason)

@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "celestial_backend"
 FLOORS = [
     {"__init__", "errors"},
     {"settings", "logs", "protocol", "label_config", "exported", "decode", "folders", "teaching", "contest"},
-    {"body", "renderer", "augment", "robustness", "modelcard", "ledger", "pointers", "queue", "processes"},
+    {"body", "renderer", "augment", "robustness", "modelcard", "ledger", "pointers", "job_queue", "processes"},
     {"network", "examples"},
     {"labels", "studio", "guard", "classifier", "registry", "lessons", "training"},
     {"download", "store", "votes", "project", "growth"},
-    {"images", "consensus", "finetune", "tally"},
+    {"images", "consensus", "finetune", "tally", "endings"},
     {"predictor", "album"},
     {"collect"},
     {"learning", "jobs"},
@@ -39,7 +39,7 @@ OWNERS = {
     "flask": {"app", "sdk", "server"},
     "gunicorn": {"server"},
     "click": {"cli", "lists"},
-    "huey": {"jobs", "queue", "worker"},
+    "huey": {"jobs", "job_queue", "worker"},
     "cleanlab": set(),
     "pandas": set(),
 }
