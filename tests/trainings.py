@@ -19,7 +19,7 @@ from celestial_backend.wiring import build
 
 BIN = Path(sys.executable).parent
 FAULTS = Path(__file__).with_name("faults")
-SHORT_S = "0.4"  # a training that learns nothing; what starts it and saves takes two seconds more
+SHORT_S = "0.2"  # a training that learns nothing; what starts it and saves takes two seconds more
 
 
 class Place:
