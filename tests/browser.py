@@ -70,17 +70,33 @@ class Annotator:
     def open_project(self, project: int) -> None:
         self.page.goto(f"{self.studio.url}/projects/{project}/data")
 
-    def fill_in_connect_model(self, project: int, title: str, url: str) -> None:
-        """Settings > Model > Connect Model, with name and address."""
+    def open_model_page(self, project: int) -> None:
         self.open_project(project)
         self.page.get_by_role("link", name="Settings", exact=True).click()
         self.page.get_by_role("link", name="Model", exact=True).click()
+
+    def fill_in_connect_model(self, project: int, title: str, url: str) -> None:
+        """Settings > Model > Connect Model, with name and address."""
+        self.open_model_page(project)
         self.page.get_by_role("button", name="Add machine learning model").click()
         self.page.fill("input[name=title]", title)
         self.page.fill("input[name=url]", url)
 
     def validate_and_save(self) -> None:
         self.page.get_by_text("Validate and Save").click()
+
+    def open_model_menu(self, project: int) -> None:
+        """Settings > Model, and the menu of the model that is connected."""
+        self.open_model_page(project)
+        self.page.get_by_role("button", name="Machine learning model options").click()
+        expect(self.page.get_by_text("Start Training", exact=True)).to_be_visible()
+
+    def start_training(self) -> None:
+        """Start Training in the model's menu, which is open, and again in the dialog that asks."""
+        self.page.get_by_text("Start Training", exact=True).click()
+        with self.page.expect_response(lambda answer: answer.url.endswith("/train") and answer.ok):
+            self.page.get_by_role("button", name="Start Training").click()
+        expect(self.page.get_by_text("Request Sent!")).to_be_visible()
 
     def label_all_tasks(self, project: int) -> None:
         self.open_project(project)

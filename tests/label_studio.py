@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
@@ -201,6 +201,12 @@ class LabelStudioServer(ServerProcess):
         answer = self.api("POST", f"/api/projects/{project}/import?return_task_ids=true", json=body)
         return [int(task) for task in answer["task_ids"]]
 
+    def import_labelled(self, project: int, labels: Iterable[tuple[str, str]]) -> list[int]:
+        """Import tasks by picture address, each with a person's choice; their ids in the same order."""
+        body = [{"data": {"image": value}, "annotations": [labelled(choice)]} for value, choice in labels]
+        answer = self.api("POST", f"/api/projects/{project}/import?return_task_ids=true", json=body)
+        return [int(task) for task in answer["task_ids"]]
+
     def add_local_files(self, project: int, folder: Path) -> None:
         """Connect a folder below the local-files root as a source of tasks and synchronise it."""
         body = {"project": project, "path": str(folder), "use_blob_urls": True, "regex_filter": r".*\.(png|jpe?g)"}
@@ -210,6 +216,15 @@ class LabelStudioServer(ServerProcess):
     def connect_backend(self, project: int, url: str, title: str = "celestial", **more: Any) -> dict[str, Any]:
         """Connect Model, through the request that the dialog sends."""
         return dict(self.api("POST", "/api/ml/", json={"project": project, "url": url, "title": title, **more}))
+
+    def model(self, project: int) -> dict[str, Any]:
+        """The record of the project's one model; Label Studio asks the backend for its version first."""
+        (record,) = self.api("GET", f"/api/ml?project={project}")
+        return dict(record)
+
+    def start_training(self, project: int) -> None:
+        """The model menu's Start Training, through the request that it sends."""
+        self.api("POST", f"/api/ml/{self.model(project)['id']}/train", json={})
 
     def retrieve(self, project: int, tasks: Sequence[int] | None = None) -> float:
         """The Data Manager's Retrieve Predictions, for all tasks or some; the seconds that it took."""
@@ -237,11 +252,16 @@ class LabelStudioServer(ServerProcess):
 
     def annotate(self, task: int, choice: str) -> dict[str, Any]:
         """A person's answer to a task, as the API takes it."""
-        region = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": [choice]}}
-        return dict(self.api("POST", f"/api/tasks/{task}/annotations/", json={"result": [region]}))
+        return dict(self.api("POST", f"/api/tasks/{task}/annotations/", json=labelled(choice)))
 
     def webhooks(self, project: int) -> list[dict[str, Any]]:
         return list(self.api("GET", f"/api/webhooks/?project={project}"))
+
+
+def labelled(choice: str) -> dict[str, Any]:
+    """An annotation with one choice, as the API takes it; imported ones would count as ground truth otherwise."""
+    region = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": [choice]}}
+    return {"result": [region], "ground_truth": False}
 
 
 def own_name(address: str) -> str:
