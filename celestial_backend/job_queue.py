@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import time
 from typing import Any
 
 from huey import Huey, RedisHuey, SqliteHuey
@@ -13,10 +16,13 @@ from celestial_backend.settings import Settings
 
 NAME = "celestial"
 TIMEOUT_S = 0.5  # for a queue that does not answer
+SAY_S = 60.0  # between two lines of the log about a queue that is away; Huey writes some each second
 
 
 def make_queue(settings: Settings) -> Huey:
     """A queue without tasks; what goes through it is plain JSON, never a pickle."""
+    for name in ("Worker", "Scheduler"):
+        logging.getLogger(f"huey.consumer.{name}").addFilter(_Away())
     options: dict[str, Any] = {"results": False, "serializer": _JsonSerializer()}
     if settings.redis_url is None:
         settings.model_dir.mkdir(parents=True, exist_ok=True)
@@ -37,3 +43,22 @@ class _JsonSerializer(Serializer):  # type: ignore[misc]
 
     def _deserialize(self, data: bytes) -> Any:
         return Message(*json.loads(data))
+
+
+class _Away(logging.Filter):
+    """Says in one sentence, now and then, that the queue is away, where Huey writes a traceback each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if type(error).__module__.partition(".")[0] not in ("redis", "sqlite3"):
+            return True
+        if time.monotonic() < self._said + SAY_S:
+            return False
+        self._said = time.monotonic()
+        record.msg, record.args = "The queue cannot be reached (%s); it is tried again.", (type(error).__name__,)
+        record.exc_info = record.exc_text = None
+        return True

@@ -79,7 +79,7 @@ class Jobs:
 
     def know(self, project: str) -> None:
         """Remember a project that works with this backend, so that its labels are looked at when no event comes."""
-        if self._settings.train_every is None or not project or project in self._known:
+        if self._settings.train_every is None or not project.isdecimal() or project in self._known:
             return
         with contextlib.suppress(StateError):
             self.ledger.know(project)

@@ -243,8 +243,9 @@ def test_a_label_studio_that_is_away_is_asked_again(
 
 
 def test_setup_makes_a_project_known(every_three: FlaskClient, ledger: Ledger) -> None:
-    """So its labels are looked at even if no event of it ever comes."""
-    assert every_three.post("/setup", json={"project": "12.1", "schema": label_config()}).status_code == 200
+    """So its labels are looked at even if no event of it ever comes; what has no number is none."""
+    for project in ("12.1", "nonsense.1", "", None):
+        assert every_three.post("/setup", json={"project": project, "schema": label_config()}).status_code == 200
     assert list(ledger.projects()) == ["12"]
 
 

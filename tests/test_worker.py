@@ -17,7 +17,7 @@ from backend_server import REPOSITORY, ServerProcess
 from redis_server import RedisServer
 from trainings import BIN, Place
 
-from celestial_backend.ledger import FAILED, PUBLISHED, RUNNING, WAITING
+from celestial_backend.ledger import FAILED, MERGED, PUBLISHED, RUNNING, WAITING
 
 CONSUMER = [BIN / "huey_consumer", "--quiet", "--logfile=/dev/null", "--max-delay=1", "celestial_backend.worker.huey"]
 
@@ -77,6 +77,23 @@ def test_a_worker_that_is_killed_costs_no_job(place: Place, moment: str) -> None
     assert (pointer.tag, pointer.job) == (ended.outcome["tag"], job)
     assert [model.tag for model in place.services.store.registry.models() if model.project] == [pointer.tag]
     place.wait_for(lambda: not place.trainers() and not place.left_over(), 5)
+
+
+def test_a_killed_job_is_merged_into_the_one_that_waits(place: Place) -> None:
+    """Both requests end, with one training and one publication for both."""
+    worker = place.worker(FAULT_LEARN="60")
+    first = place.request()
+    place.stage(first, "reading labels")
+    second = place.request()
+    worker.process.kill()
+    place.worker()
+    ended = place.ended(second)
+    assert (ended.state, ended.requests, ended.attempts) == (PUBLISHED, 2, 2)
+    assert (place.job(first).state, place.job(first).reason) == (
+        MERGED,
+        f"It was interrupted, and job {second} does its work.",
+    )
+    assert place.publications() == [second]
 
 
 def test_a_request_is_run_merged_or_run_next(either: Place) -> None:
@@ -232,14 +249,15 @@ def test_lost_messages_are_found_again(on_redis: Place, redis_server: RedisServe
 
 
 def test_a_redis_that_is_away_delays_and_loses_nothing(on_redis: Place, redis_server: RedisServer) -> None:
-    """A request is accepted in less than a second; the worker lives on, and runs it when Redis is back."""
-    worker = on_redis.worker()
+    """A request is accepted in less than a second; workers live on, say what is wrong, and run it with Redis back."""
+    workers = [on_redis.worker()]
     on_redis.ended(on_redis.request("4"))
     redis_server.kill()
     started = time.monotonic()
     job = on_redis.request()
     assert time.monotonic() - started < 1
-    time.sleep(2.5)  # in which the worker asks in vain
+    workers.append(on_redis.worker())
+    time.sleep(3)  # in which they ask in vain
     assert on_redis.job(job).state == WAITING
     command = [str(part) for part in redis_server.process.args]
     again = ServerProcess(command, cwd=on_redis.folder, environ={}, log=on_redis.folder / "redis-again.log")
@@ -247,9 +265,12 @@ def test_a_redis_that_is_away_delays_and_loses_nothing(on_redis: Place, redis_se
         again.wait_for_log("Ready to accept connections")
         on_redis.jobs.look_after()  # as the worker does every minute
         assert on_redis.ended(job).state == PUBLISHED
-        assert worker.process.poll() is None
+        assert [worker.process.poll() for worker in workers] == [None, None]
     finally:
         again.stop()
+    said = workers[0].log_text()
+    assert "Traceback" not in said
+    assert 2 <= said.count("The queue cannot be reached (ConnectionError)") <= 8, "each worker, in its two threads"
 
 
 def test_a_redis_that_hangs_does_not_hold_up_a_request(on_redis: Place, redis_server: RedisServer) -> None:
