@@ -34,7 +34,8 @@ class Limits:
     doubted: float = 0.10  # a label is contradicted when the champion gives its class less than this
     times: float = 2.0  # and the challenger gives another class so many times what it gives the label's
     contradicted_share: float = 0.15  # of all labels may be contradicted by both models
-    contradicted_labels: int = 2  # but so many may always be
+    unlearned_share: float = 0.25  # of the labels of new classes may be missed by the challenger, learned ones too
+    labels: int = 2  # but so many may always be contradicted, and as many missed
     tasks_named: int = 20
 
 
@@ -90,7 +91,8 @@ def judge(
     if known is not None and len(known.truths):
         benches[DRAWN] = _scored(known, names)
     doubts = _doubts([held_out, *([learned] if learned is not None else [])], names, limits)
-    scores = {"benches": benches, "labels": doubts, "limits": asdict(limits)}
+    seen_by_none = _doubts([held_out], names, limits)
+    scores = {"benches": benches, "labels": doubts, "held_out_labels": seen_by_none, "limits": asdict(limits)}
     count = len(held_out.truths)
     if count < limits.least_pictures:
         needed = f"at least {limits.least_pictures} held-out pictures are needed to compare two models"
@@ -98,7 +100,7 @@ def judge(
             False, f"Kept the old model: {needed}, and the project has {count}. Label more pictures.", scores
         )
     faults = [fault for name, bench in benches.items() for fault in _faults(name, bench, limits)]
-    faults += _contradictions(doubts, limits)
+    faults += _doubtful(doubts, limits) or _doubtful(seen_by_none, limits, "contradicted")
     told = "; ".join(_told(name, bench) for name, bench in benches.items())
     if faults:
         return Verdict(False, f"Kept the old model: {'; '.join(faults)}. In figures: {told}.", scores)
@@ -181,22 +183,40 @@ def _losses(truths: Sequence[str], shares: NDArray[np.floating], names: Sequence
 
 
 def _doubts(benches: Sequence[Bench], names: Names, limits: Limits) -> dict[str, Any]:
-    """How many labels both models contradict with the same other class, and the tasks that bear them."""
-    count, contradicted, tasks = 0, 0, []
-    for bench in benches:
-        if not len(bench.truths):
-            continue
+    """
+    How many labels are in doubt, and the tasks that bear them.
+
+    Contradicted is a label if both models give its picture the same other class; unlearned is one
+    of a new class that the challenger does not give back, though it has seen it or many like it.
+    """
+    contradicted, unlearned = [], []
+    count = new = 0
+    for bench in (bench for bench in benches if len(bench.truths)):
         truths = np.array(bench.truths, dtype=object)
+        tasks: Sequence[int | None] = bench.tasks or [None] * len(truths)
         first, second = _answers(bench.champion, names[0]), _answers(bench.challenger, names[1])
         doubted = _share_of(bench.truths, bench.champion, names[0]) < limits.doubted
         mine = _share_of(bench.truths, bench.challenger, names[1])
         doubted &= np.asarray(bench.challenger).max(axis=1) > limits.times * mine
         doubted &= (first == second) & (first != truths)
-        count += len(truths)
-        contradicted += int(doubted.sum())
-        tasks += [int(task) for task, doubt in zip(bench.tasks, doubted, strict=bool(len(bench.tasks))) if doubt]
-    share = round(contradicted / count, 4) if count else 0.0
-    return {"labels": count, "contradicted": contradicted, "share": share, "tasks": sorted(tasks)}
+        fresh = np.array([name not in names[0] for name in bench.truths])
+        count, new = count + len(truths), new + int(fresh.sum())
+        contradicted += [task for task, yes in zip(tasks, doubted, strict=True) if yes]
+        unlearned += [task for task, yes in zip(tasks, fresh & (second != truths), strict=True) if yes]
+    return {
+        "labels": count,
+        **_listed("contradicted", contradicted, count),
+        "labels_of_new_classes": new,
+        **_listed("unlearned", unlearned, new),
+    }
+
+
+def _listed(name: str, tasks: Sequence[int | None], count: int) -> dict[str, Any]:
+    return {
+        name: len(tasks),
+        f"{name}_share": round(len(tasks) / count, 4) if count else 0.0,
+        f"{name}_tasks": sorted(int(task) for task in tasks if task is not None),
+    }
 
 
 def _faults(name: str, bench: Mapping[str, Any], limits: Limits) -> list[str]:
@@ -208,11 +228,8 @@ def _faults(name: str, bench: Mapping[str, Any], limits: Limits) -> list[str]:
                 f"of {group['pictures']} {what} the new model lost {group['lost']} and gained {group['gained']}"
             )
     for class_name, group in bench["classes"].items():
-        net, allowed = (
-            group["lost"] - group["gained"],
-            max(limits.class_pictures, limits.class_share * group["pictures"]),
-        )
-        if net > allowed:
+        net = group["lost"] - group["gained"]
+        if net > max(limits.class_pictures, limits.class_share * group["pictures"]):
             faults.append(
                 f"{class_name} fell from {group['champion_right']} to {group['challenger_right']} right "
                 f"of {group['pictures']} {name} pictures"
@@ -227,15 +244,20 @@ def _worse(group: Mapping[str, Any], limits: Limits, allowed: float) -> bool:
     return bool(group["p_worse"] < (limits.sure_p if surer else limits.likely_p))
 
 
-def _contradictions(doubts: Mapping[str, Any], limits: Limits) -> list[str]:
-    if doubts["share"] <= limits.contradicted_share or doubts["contradicted"] <= limits.contradicted_labels:
-        return []
-    tasks = doubts["tasks"]
-    named = ", ".join(str(task) for task in tasks[: limits.tasks_named])
-    more = f" and {len(tasks) - limits.tasks_named} more" if len(tasks) > limits.tasks_named else ""
-    look = f"; look at tasks {named}{more}" if tasks else ""
-    told = f"both models contradict {doubts['contradicted']} of {doubts['labels']} labels with one voice"
-    return [f"{told} ({doubts['share']:.0%}, at most {limits.contradicted_share:.0%} may be){look}"]
+def _doubtful(doubts: Mapping[str, Any], limits: Limits, *kinds: str) -> list[str]:
+    told = {
+        "contradicted": f"both models contradict {{}} of {doubts['labels']} labels with one voice",
+        "unlearned": f"the new model misses {{}} of {doubts['labels_of_new_classes']} labels of new classes",
+    }
+    faults = []
+    for name in kinds or told:
+        allowed, tasks = getattr(limits, f"{name}_share"), doubts[f"{name}_tasks"]
+        if doubts[f"{name}_share"] > allowed and doubts[name] > limits.labels:
+            more = f" and {len(tasks) - limits.tasks_named} more" if len(tasks) > limits.tasks_named else ""
+            look = f"; look at tasks {', '.join(map(str, tasks[: limits.tasks_named]))}{more}" if tasks else ""
+            share = f"{doubts[f'{name}_share']:.0%}, at most {allowed:.0%} may be"
+            faults.append(f"{told[name].format(doubts[name])} ({share}){look}")
+    return faults
 
 
 def _told(name: str, bench: Mapping[str, Any]) -> str:

@@ -141,12 +141,9 @@ def test_labels_that_both_models_contradict(wrong: int, published: bool) -> None
     truths, seen = "O" * wrong + "M" * (20 - wrong), "M" * 20
     verdict = judge(OLD, NEW, _bench(truths, seen, seen, tasks=range(100, 120), sure=0.95))
     assert verdict.publish is published
-    assert verdict.scores["labels"] == {
-        "labels": 20,
-        "contradicted": wrong,
-        "share": wrong / 20,
-        "tasks": [*range(100, 100 + wrong)],
-    }
+    labels = verdict.scores["labels"]
+    assert (labels["labels"], labels["contradicted"], labels["contradicted_share"]) == (20, wrong, wrong / 20)
+    assert labels["contradicted_tasks"] == [*range(100, 100 + wrong)]
     if not published:
         assert "both models contradict 4 of 20 labels" in verdict.reason
         assert "look at tasks 100, 101, 102, 103" in verdict.reason
@@ -174,6 +171,30 @@ def test_labels_that_were_learned_are_judged_too() -> None:
     assert not verdict.publish
     assert verdict.scores["labels"]["contradicted"] == 30
     assert "28, 29 and 10 more" in verdict.reason
+
+
+def test_learned_labels_do_not_thin_out_the_held_out_ones() -> None:
+    """A challenger that has learned wrong labels by heart contradicts only those that it never saw."""
+    held_out = _bench("OOOO" + "M" * 8, "M" * 12, "M" * 12, range(12), sure=0.95)
+    learned = _bench("O" * 12 + "M" * 36, "M" * 48, "O" * 12 + "M" * 36, range(12, 60), sure=0.95)
+    verdict = judge(OLD, NEW, held_out, None, learned)
+    assert not verdict.publish
+    assert "both models contradict 4 of 12 labels with one voice (33%" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("missed", "published"), [pytest.param(10, True, id="a quarter"), pytest.param(11, False, id="more")]
+)
+def test_labels_of_new_classes_that_cannot_be_learned(missed: int, published: bool) -> None:
+    """The champion knows nothing of them; what the challenger has learned and does not give back is in doubt."""
+    held_out = _bench("C" * 10, "M" * 10, "C" * 10, range(10))
+    said = "O" * missed + "C" * (30 - missed)
+    verdict = judge(OLD, NEW, held_out, None, _bench("C" * 30, "M" * 30, said, range(10, 40)))
+    assert verdict.publish is published
+    assert verdict.scores["labels"]["unlearned"] == missed
+    if not published:
+        assert "the new model misses 11 of 40 labels of new classes (28%, at most 25% may be)" in verdict.reason
+        assert "look at tasks 10, 11, 12" in verdict.reason
 
 
 @pytest.mark.parametrize(("count", "published"), [(4, False), (5, True)])
