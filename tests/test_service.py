@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
@@ -34,8 +35,12 @@ class Service(Place):
 
     def processes(self, module: str) -> list[psutil.Process]:
         """The processes of the server that run something."""
-        family = psutil.Process(self.server.process.pid).children(recursive=True)
-        return [process for process in family if module in process.cmdline()]
+        found = []
+        for process in psutil.Process(self.server.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if module in process.cmdline():
+                    found.append(process)
+        return found
 
     def training_worker(self) -> psutil.Process:
         found: list[psutil.Process] = self.wait_for(lambda: self.processes("celestial_backend.worker"))
@@ -61,7 +66,9 @@ def service(tmp_path: Path, model_store: Path) -> Iterator[Service]:
 
 
 def gone(*processes: psutil.Process) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    return False  # one has just ended; the next look finds it so
 
 
 def test_a_worker_that_is_killed_is_started_anew(service: Service) -> None:
