@@ -90,6 +90,7 @@ def finetune(
     student = copied(teacher)
     freeze_normalisations(student)
     lessons, known = Lessons(classes, learn, parent_classes, tuning, parent.preprocess), len(parent_classes)
+    lessons.suit(teacher, known)
     if len(classes) > known:
         head_start(student, *lessons.first(), known)
     facts = _taught(student, lessons, lambda epoch: lessons.epoch(epoch, teacher, known), deadline, progress)
@@ -219,7 +220,13 @@ def _candidate(student: Any, preprocess: Prepare, lessons: Lessons, facts: dict[
         "rendered": len(lessons.shown) - len(lessons.taught),
     }
     seconds = round(time.monotonic() - started, 1)
-    facts |= {"seconds": seconds, "counts": counts, "tuning": asdict(lessons.tuning), "versions": versions()}
+    facts |= {
+        "seconds": seconds,
+        "counts": counts,
+        "changed": lessons.changing,
+        "tuning": asdict(lessons.tuning),
+        "versions": versions(),
+    }
     logger.info(
         "Taught %d examples in %d epochs and %.0f s, stopped by %s",
         len(lessons.taught),

@@ -55,7 +55,9 @@ SCRATCH = Tuning(pictures=40_000, epochs=(12, 80), learning_rate=0.003, weight_d
 
 CALIBRATION_ROUNDS = 4
 CHECK_BATCH = 64
+SURER = 0.5  # no divisor is below this: a few checks that are all right would make any network too sure
 MOST_FIRST = 40
+FOLLOWED = 0.7  # of a parent's answers stay the same when pictures are changed, or they are not
 NO_EPOCH = 1_000_000  # changes of checks are drawn apart from those of any epoch
 
 
@@ -67,6 +69,7 @@ class Lessons:
         taught: Labelled examples that are learned.
         checks: Labelled examples that are kept for the early stop and the temperature.
         shown: All examples that are learned, the rendered ones behind the labelled.
+        changing: Whether pictures are changed as `augment` does it, or mirrored only.
     """
 
     def __init__(
@@ -86,8 +89,34 @@ class Lessons:
         self.shown = self.taught + _held(rendered(drawn, tuning.rendered_per_class, tuning.seed), tuning)
         self._checked = self.checks + _held(rendered(drawn, RENDERED_CHECKS, tuning.seed + 1), tuning)
         self._kept: list[NDArray[np.float32]] = []
+        self.changing = True
+        self._count()
+
+    def _count(self) -> None:
         self._columns = np.array([self.classes.index(one.class_name) for one in self.shown])
         self._weights = np.array([one.weight for one in self.shown], np.float32)
+
+    def suit(self, teacher: Any, known: int) -> None:
+        """
+        Ask of a parent's child no more than the parent can do.
+
+        Rendered pictures that the parent does not know are left out: they would be no rehearsal.
+        If it cannot follow how pictures are changed, they are mirrored only.
+        """
+        self.shown = self.taught + self._known(teacher, known, self.shown[len(self.taught) :])
+        self._checked = self.checks + self._known(teacher, known, self._checked[len(self.checks) :])
+        self._count()
+        inputs, truths = self.first()
+        said = np.concatenate([teacher.predict_on_batch(one) for one in inputs])[:, :known].argmax(axis=1)
+        half = len(truths) // 2
+        self.changing = bool((said[:half] == said[half:]).mean() >= FOLLOWED)
+
+    def _known(self, teacher: Any, known: int, examples: list[Example]) -> list[Example]:
+        if not examples:
+            return []
+        said = np.concatenate([teacher.predict_on_batch(one) for one in self._inputs(examples, range(1))])
+        right = said[:, :known].argmax(axis=1) == self._truths(examples, range(1))
+        return [one for one, yes in zip(examples, right, strict=True) if yes]
 
     def course(self) -> Course:
         """As many epochs as the wanted number of pictures makes, within their limits."""
@@ -155,7 +184,7 @@ class Lessons:
             return 1.0
         rounds = range(1, 1 + CALIBRATION_ROUNDS)
         logits = [model.predict_on_batch(one) for one in self._inputs(self.checks, rounds)]
-        return temperature(np.concatenate(logits), self._truths(self.checks, rounds))
+        return max(SURER, temperature(np.concatenate(logits), self._truths(self.checks, rounds)))
 
     def _order(self, epoch: int) -> NDArray[np.integer]:
         """Rows of one epoch: each once, and those of rare classes again, towards the mean of the classes."""
@@ -170,7 +199,10 @@ class Lessons:
 
     def _changed(self, example: Example, turn: tuple[int, int]) -> NDArray[np.float32]:
         picture = _smaller(example.load(), self.tuning.longest_side_px)
-        return self._prepared(augment(picture, np.random.default_rng([self.tuning.seed, *turn])))
+        rng = np.random.default_rng([self.tuning.seed, *turn])
+        if self.changing:
+            return self._prepared(augment(picture, rng))
+        return self._prepared(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture)
 
     def _inputs(self, examples: Sequence[Example], rounds: range) -> Iterator[NDArray[np.float32]]:
         """Inputs of all examples, as they are in round 0 and changed in later ones, in batches."""
