@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -74,6 +75,7 @@ class Ledger:
     def __init__(self, model_dir: Path, locked_s: float = LOCKED_S) -> None:
         self._path = model_dir / "jobs.db"
         self._locked_s = locked_s
+        self._turn = threading.Lock()
 
     def request(self, project: str, *, from_scratch: bool = False) -> Job:
         """
@@ -176,13 +178,20 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        deadline = time.monotonic() + self._locked_s
+        # One thread at a time: SQLite lets those that wait sleep longer and longer, and newcomers pass them.
+        mine = self._turn.acquire(timeout=self._locked_s)
         try:
+            if not mine:
+                raise sqlite3.OperationalError("it is in use")
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Not in WAL mode, which needs memory that the machines of a shared volume do not share.
-            with closing(sqlite3.connect(self._path, timeout=self._locked_s, isolation_level=None)) as db:
+            left = max(0.0, deadline - time.monotonic())
+            with closing(sqlite3.connect(self._path, timeout=left, isolation_level=None)) as db:
                 db.row_factory = sqlite3.Row
+                db.execute("PRAGMA journal_mode = TRUNCATE")  # half the time of the default, and as safe
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'projects'").fetchone():
-                    db.executescript(SCHEMA)
+                    db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
                 db.execute("BEGIN IMMEDIATE")
                 with db:
                     yield db
@@ -191,6 +200,9 @@ class Ledger:
                 f"The list of jobs in the state folder cannot be read or written ({error}). Nothing was accepted. "
                 "Check that the folder that MODEL_DIR names belongs to this user and that its disk has space."
             ) from error
+        finally:
+            if mine:
+                self._turn.release()
 
     def _request(self, db: sqlite3.Connection, project: str, *, from_scratch: bool = False) -> Job:
         self._know(db, project)
