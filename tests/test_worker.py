@@ -52,7 +52,7 @@ MOMENTS = {
     "reading-labels": ("celestial_backend.learning:Learner._report:before:reading labels", "worker", 2),
     "epoch-1": ("celestial_backend.learning:Learner._report:after:epoch 1", "worker", 2),
     "saving": ("celestial_backend.registry:Registry.add:before", "worker", 2),
-    "half-saved": ("shutil:copyfile:after:bentoml/models", "both", 2),
+    "half-saved": ("shutil:copyfile:after:/bentoml/", "both", 2),
     "before-pointer": ("celestial_backend.pointers:Pointers.write:before", "both", 2),
     "after-pointer": ("celestial_backend.pointers:Pointers.write:after", "both", 1),
     "telling": ("celestial_backend.project:StudioProject.show_version:before", "worker", 1),
@@ -288,7 +288,7 @@ def test_a_redis_that_hangs_does_not_hold_up_a_request(on_redis: Place, redis_se
 
 
 FULL = {
-    "saving": ("shutil:copyfile:before:bentoml/models", "The disk is full. Make space where MODEL_DIR"),
+    "saving": ("shutil:copyfile:before:/bentoml/", "The disk is full. Make space where MODEL_DIR"),
     "pointing": ("os:fsync:before", "The live model of project 3 cannot be changed (No space left on device)"),
 }
 
