@@ -130,7 +130,9 @@ def _table(heads: list[str], rows: list[list[str]]) -> None:
         for row in [heads, *rows]:
             click.echo("\t".join(" ".join(cell.split()) for cell in row))
         return
-    table = Table(*heads)
+    table = Table()
+    for head in heads:
+        table.add_column(head, overflow="fold")  # a tag that is cut short can be copied nowhere
     for row in rows:
         table.add_row(*row)
     console.print(table)
