@@ -131,8 +131,8 @@ def _table(heads: list[str], rows: list[list[str]]) -> None:
             click.echo("\t".join(" ".join(cell.split()) for cell in row))
         return
     table = Table()
-    for head in heads:
-        table.add_column(head, overflow="fold")  # a tag that is cut short can be copied nowhere
+    for head in heads:  # the sentence at the end makes room, because a tag that is cut short can be copied nowhere
+        table.add_column(head, overflow="fold", no_wrap=head != heads[-1])
     for row in rows:
         table.add_row(*row)
     console.print(table)
