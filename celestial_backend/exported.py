@@ -6,6 +6,7 @@ import logging
 import tarfile
 from lzma import LZMAError
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -32,9 +33,9 @@ def tag_of(archive: Path) -> str:
         raise ModelLoadError(_not_exported(archive, error)) from error
 
 
-def import_into_store(archive: Path) -> None:
+def import_into(store: Any, archive: Path) -> None:
     """
-    Import an exported model into the BentoML store, under the tag it was exported with.
+    Import an exported model into a store of BentoML, under the tag it was exported with.
 
     Raises:
         ModelLoadError: BentoML cannot read the file.
@@ -42,7 +43,7 @@ def import_into_store(archive: Path) -> None:
     import bentoml
 
     try:
-        tag = bentoml.models.import_model(str(archive)).tag
+        tag = bentoml.models.import_model(str(archive), _model_store=store).tag
     except Exception as error:  # BentoML lets through whatever the archive causes
         raise ModelLoadError(_not_exported(archive, error)) from error
     logger.info("Imported %s from CELESTIAL_BENTOMODEL", tag)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +29,8 @@ from celestial_backend import body, decode, errors, exported, network
 from celestial_backend.errors import ModelError
 from celestial_backend.settings import MODEL_NAME
 
+SAVING = "saving-"
+SAVING_MAX_S = 3600.0
 PROJECT_VERSION = re.compile(r"project-(?P<project>[0-9]+)-[0-9a-z]+")
 
 
@@ -59,6 +64,12 @@ def project_tag(project: str, job_id: str) -> str:
     return f"{MODEL_NAME}:project-{project}-{job_id}"
 
 
+@dataclass(frozen=True)
+class _Aside:
+    place: Path
+    store: Any  # BentoML's, in that place
+
+
 class Registry:
     """The models of one store; safe between threads and processes, and across a fork."""
 
@@ -71,7 +82,7 @@ class Registry:
         return self._models / name / number
 
     def holds(self, tag: str) -> bool:
-        """Whether a model is there, whole: BentoML writes the description last."""
+        """Whether a model is there; it appears whole, in one step."""
         return (self.path(tag) / "model.yaml").is_file()
 
     def versions(self, name: str) -> list[str]:
@@ -142,20 +153,21 @@ class Registry:
         """
         import bentoml
 
-        if ":" in tag and not self.holds(tag):
-            shutil.rmtree(self.path(tag), ignore_errors=True)
-        with bentoml.models.create(
-            tag,
-            module="bentoml.keras",
-            context=bentoml.models.ModelContext(
-                framework_name="keras", framework_versions={"tensorflow": version("tensorflow")}
-            ),
-            custom_objects={"preprocess": preprocess, "postprocess": postprocess},
-            external_modules=[network, body, decode, errors],
-            metadata=_plain(json.loads(json.dumps(metadata))),  # lists for tuples: plain YAML, no Python in it
-        ) as model:
-            for name in network.FILES:
-                shutil.copyfile(folder / name, model.path_of(name))
+        with self._aside() as aside:
+            with bentoml.models.create(
+                tag,
+                module="bentoml.keras",
+                context=bentoml.models.ModelContext(
+                    framework_name="keras", framework_versions={"tensorflow": version("tensorflow")}
+                ),
+                custom_objects={"preprocess": preprocess, "postprocess": postprocess},
+                external_modules=[network, body, decode, errors],
+                metadata=_plain(json.loads(json.dumps(metadata))),  # lists for tuples: plain YAML, no Python in it
+                _model_store=aside.store,
+            ) as model:
+                for name in network.FILES:
+                    shutil.copyfile(folder / name, model.path_of(name))
+            self._appear(aside.place, str(model.tag))
         return str(model.tag)
 
     def add_folder(self, folder: Path, model_version: str | None = None) -> str:
@@ -166,9 +178,10 @@ class Registry:
         return self.add(tag, folder, pre, post, asdict(card))
 
     def import_archive(self, archive: Path, tag: str) -> None:
-        """Import an exported model, in place of what an import that was killed has left."""
-        shutil.rmtree(self.path(tag), ignore_errors=True)
-        exported.import_into_store(archive)
+        """Import an exported model under the tag it was exported with."""
+        with self._aside() as aside:
+            exported.import_into(aside.store, archive)
+            self._appear(aside.place, tag)
 
     def remove(self, tag: str) -> None:
         """Remove a model, if it is there."""
@@ -179,6 +192,31 @@ class Registry:
         if latest.is_file() and latest.read_text().strip() == folder.name:
             newest = [model.tag.partition(":")[2] for model in self.models(tag.partition(":")[0])]
             latest.write_text(newest[-1]) if newest else latest.unlink()
+
+    @contextmanager
+    def _aside(self) -> Iterator[_Aside]:
+        """A store for one model that is being saved: BentoML copies into a store file by file, in any order."""
+        from bentoml._internal.models import ModelStore
+
+        self._models.mkdir(parents=True, exist_ok=True)
+        for left in self._models.parent.glob(f"{SAVING}*"):  # by a save that was killed
+            if left.stat().st_mtime < time.time() - SAVING_MAX_S:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=self._models.parent, prefix=SAVING) as place:
+            yield _Aside(Path(place), ModelStore(place))
+
+    def _appear(self, place: Path, tag: str) -> None:
+        """Move a model from aside to where it is served, in one step; half a model that lies there gives way."""
+        path = self.path(tag)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.holds(tag):
+            shutil.rmtree(path, ignore_errors=True)
+        Path(place, *tag.split(":")).rename(path)
+        shared = [model.tag for model in self.models(path.parent.name) if model.project is None]
+        if shared:
+            fresh = path.parent / f".latest-{os.getpid()}"
+            fresh.write_text(shared[-1].partition(":")[2])
+            fresh.replace(path.parent / "latest")
 
     def _saved_at(self, tag: str) -> float:
         return (self.path(tag) / "model.yaml").stat().st_mtime

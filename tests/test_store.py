@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import bentoml
 import keras
 import numpy as np
 import pytest
+from backend_server import BODIES
 from PIL import Image
 
 from celestial_backend import store as store_module
@@ -62,8 +64,10 @@ def test_an_empty_store_gets_the_default_model(settings: Settings) -> None:
     tag = store.live_tag()
     assert tag.startswith(f"{MODEL_NAME}:default-")
     assert store.current().tag == tag
-    assert store.classes(tag, 0) == store.current().classes == tuple(
-        json.loads((DEFAULT_MODEL / "card.json").read_text())["classes"]
+    assert (
+        store.classes(tag, 0)
+        == store.current().classes
+        == tuple(json.loads((DEFAULT_MODEL / "card.json").read_text())["classes"])
     )
 
 
@@ -91,6 +95,30 @@ def test_a_registration_cut_short_is_done_again(settings: Settings) -> None:
     store = ModelStore(settings)
     assert store.live_tag() == tag
     assert (half / "model.weights.h5").read_bytes() == (DEFAULT_MODEL / "model.weights.h5").read_bytes()
+
+
+def test_a_registration_that_is_killed_is_done_again(settings: Settings, tmp_path: Path) -> None:
+    """Whatever BentoML has copied by then, a model is there whole or not at all."""
+    (tmp_path / "marks").mkdir()
+    faults = {
+        "FAULT_MARKS": str(tmp_path / "marks"),
+        "FAULT_AT": "shutil:copyfile:after:model.yaml",
+        "FAULT_DO": "self",
+    }
+    folders = {"MODEL_DIR": str(settings.model_dir), "BENTOML_HOME": str(settings.bentoml_home)}
+    tests = Path(__file__).parent
+    code = (
+        "from celestial_backend.settings import Settings; from celestial_backend.store import ModelStore;"
+        "ModelStore(Settings.from_environ()).live_tag()"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, "celestial_backend.worker"], check=False, cwd=tests.parent,
+        env=os.environ | folders | faults | {"PYTHONPATH": os.pathsep.join([str(tests / "faults"), str(tests.parent)])},
+    )  # fmt: skip
+    assert killed.returncode == -9
+    store = ModelStore(settings)
+    assert store.registry.holds(store.live_tag())
+    assert store.current().classes == BODIES
 
 
 def test_bentoml_itself_can_load_what_is_registered(settings: Settings) -> None:
@@ -376,9 +404,7 @@ def test_who_publishes_must_have_beaten_what_is_live(settings: Settings) -> None
         store.publish("3", f"{MODEL_NAME}:project-3-0000cccc")
 
 
-def test_a_pointer_to_a_model_that_is_gone_is_passed_over(
-    settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_pointer_to_a_model_that_is_gone_is_passed_over(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     """Predictions go on with the model of the settings, under its own version, and the log says it once."""
     store = ModelStore(settings)
     shared = store.live_tag()
