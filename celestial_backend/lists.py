@@ -118,6 +118,8 @@ def _seconds(job: Job) -> str:
 def _where(job: Job) -> str:
     at = job.progress
     words = [str(at.get("stage", ""))]
+    if "pictures" in at:
+        words.append(f"{at['pictures']} of {at['of']}" if at["of"] else f"{at['pictures']}")
     if "epoch" in at:
         words.append(f"epoch {at['epoch'] + 1}/{at['epochs']}, step {at['step']}/{at['steps']}, loss {at['loss']:.3f}")
     return " ".join(filter(None, words))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from backend_server import REPOSITORY
 
+from celestial_backend.ledger import Ledger
 from celestial_backend.network import FILES
 from celestial_backend.renderer import render
 from celestial_backend.settings import Settings
@@ -69,3 +70,30 @@ def test_help_names_the_commands() -> None:
     """`--help` works without any setting, for the whole and for each command."""
     assert "train" in run("--help").stdout
     assert "FOLDER" in run("train", "--help").stdout
+
+
+def test_jobs_tells_where_each_training_is() -> None:
+    """The stage, and within it pictures or epoch, step and loss, one line for each job."""
+    ledger = Ledger(Path(os.environ["MODEL_DIR"]))
+    where = {"3": {"stage": "reading pictures", "pictures": 50, "of": None},
+             "4": {"stage": "reading pictures", "pictures": 60, "of": 60},
+             "5": {"stage": "learning", "epoch": 2, "epochs": 20, "step": 7, "steps": 15, "loss": 0.1234}}  # fmt: skip
+    for project, progress in where.items():
+        job = ledger.request(project)
+        ledger.start(project)
+        ledger.progress(job.id, **progress)
+    lines = [line.split("\t") for line in run("jobs").stdout.splitlines()]
+    assert [(line[1], line[2], line[5]) for line in lines[1:]] == [
+        ("5", "running", "learning epoch 3/20, step 7/15, loss 0.123"),
+        ("4", "running", "reading pictures 60 of 60"),
+        ("3", "running", "reading pictures 50"),
+    ]
+
+
+def test_train_wants_a_folder_or_a_project() -> None:
+    """Options that do not go together are refused before anything is done."""
+    both = ("folder", "--project", "3")
+    for arguments in ((), both, ("folder", "--from-scratch"), ("--project", "3", "--epochs", "2")):
+        done = run("train", *arguments)
+        assert done.returncode == 2
+        assert "Error: " in done.stderr
