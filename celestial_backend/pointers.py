@@ -37,7 +37,7 @@ class Pointers:
         """A project's pointer, None without one; costs some 20 µs."""
         try:
             return Pointer(**json.loads(self._path(project).read_bytes()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError) as error:
             raise StateError(
