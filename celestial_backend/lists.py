@@ -9,14 +9,13 @@ from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from celestial_backend.errors import CelestialError
 from celestial_backend.ledger import Job, Ledger
 from celestial_backend.project import StudioProject
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.store import ModelStore
+from celestial_backend.tables import table
 from celestial_backend.wiring import build
 
 SHARED = "all others"
@@ -49,7 +48,7 @@ def models(context: click.Context, project: int | None, *, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(rows))
         return
-    _table(
+    table(
         ["model", "live for", "made", "taught from", "how it did"],
         [
             [
@@ -93,7 +92,7 @@ def jobs(settings: Settings, project: int | None, limit: int, *, as_json: bool) 
     if as_json:
         click.echo(json.dumps([shown_job(job) for job in found]))
         return
-    _table(
+    table(
         ["job", "project", "state", "asked for", "seconds", "where it is, or why it ended so"],
         [
             [job.id, job.project, job.state, _moment(job.requested_at), _seconds(job), job.reason or _where(job)]
@@ -123,18 +122,3 @@ def _where(job: Job) -> str:
     if "epoch" in at:
         words.append(f"epoch {at['epoch'] + 1}/{at['epochs']}, step {at['step']}/{at['steps']}, loss {at['loss']:.3f}")
     return " ".join(filter(None, words))
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> None:
-    """A table on a terminal; lines with tabs in a pipe, so that every cell is whole."""
-    console = Console()
-    if not console.is_terminal:
-        for row in [heads, *rows]:
-            click.echo("\t".join(" ".join(cell.split()) for cell in row))
-        return
-    table = Table()
-    for head in heads:  # the sentence at the end makes room, because a tag that is cut short can be copied nowhere
-        table.add_column(head, overflow="fold", no_wrap=head != heads[-1])
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
