@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from celestial_backend import protocol
 from celestial_backend.backend import TRAIN_EVENTS, CelestialBodiesBackend
 from celestial_backend.errors import CelestialError, RequestError
+from celestial_backend.reach import note_event
 from celestial_backend.sdk import make_app, project_id
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import Services
@@ -82,6 +83,7 @@ def _check(services: Services) -> Any:
     if request.path == "/webhook" and isinstance(body, dict):
         if not isinstance(body.get("action"), str):
             raise RequestError("The body of /webhook must name its event in \"action\".")
+        note_event(services.settings.model_dir, body)
         if body["action"] not in TRAIN_EVENTS:
             return {"status": "Unknown event"}
     protocol.check(request.path, body)

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from celestial_backend import logs, training
+from celestial_backend.connect import connect
+from celestial_backend.doctor import doctor
 from celestial_backend.errors import CelestialError, TrainingError
 from celestial_backend.examples import read_folder
 from celestial_backend.ledger import FAILED
@@ -43,6 +45,8 @@ def main(context: click.Context) -> None:
     logs.configure(context.obj.log_level)
 
 
+main.add_command(doctor)
+main.add_command(connect)
 main.add_command(jobs)
 main.add_command(models)
 

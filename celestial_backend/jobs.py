@@ -19,6 +19,7 @@ import threading
 import time
 from contextlib import AbstractContextManager
 from functools import cached_property
+from pathlib import Path
 from typing import IO, Any
 
 from huey import Huey, crontab
@@ -28,7 +29,7 @@ from celestial_backend.endings import STUDIO_S, Endings
 from celestial_backend.errors import CelestialError, StateError
 from celestial_backend.job_queue import make_queue
 from celestial_backend.ledger import FAILED, RUNNING, WAITING, Job, Ledger
-from celestial_backend.processes import death, lock
+from celestial_backend.processes import death, lock, show_life
 from celestial_backend.project import StudioProject
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 WAKE_S = 0.2  # how long a request waits for the queue: Label Studio gives /webhook one second, the ledger 0.7
 START_S = 3.0  # in which a training ends itself whose worker was killed
 LOOK_S = 30.0  # while a worker trains, the looks of every minute pile up
+WORKER_LOCK = Path("work", "worker.lock")  # in the state folder; shared by all workers that live
 AGAIN_S = 3600.0  # a training that failed by itself is asked for again after this long
 
 
@@ -91,6 +93,7 @@ class Jobs:
         queue = make_queue(self._settings)
         self._train_task = queue.task(name="train")(self.run)
         queue.periodic_task(crontab(), name="look_after")(self.look_after)
+        queue.on_startup(name="show_life")(self._show_life)
         queue.on_startup(name="look_after")(self._look_first)
         queue.signal(SIGNAL_INTERRUPTED)(lambda *_: self.stop())
         return queue
@@ -137,6 +140,9 @@ class Jobs:
             process.wait()
             if job := self.ledger.job(job_id):
                 self.endings.settle(job, "", begun=False)
+
+    def _show_life(self) -> None:
+        show_life(self._settings.model_dir / WORKER_LOCK)
 
     def _look_first(self) -> None:
         """Look, and be patient, beside what the worker does: another one may be at a training of which it knows."""

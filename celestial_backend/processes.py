@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import threading
 import time
@@ -13,7 +14,10 @@ from typing import IO
 
 from celestial_backend.errors import StateError
 
+logger = logging.getLogger(__name__)
+
 LOOK_S = 0.5
+_SHOWN: list[IO[bytes]] = []  # open as long as the process lives
 
 
 def end_with_parent(parent: int) -> None:
@@ -48,6 +52,18 @@ def lock(path: Path, patience_s: float = 0.0) -> Iterator[IO[bytes] | None]:
         ) from error
     with file:
         yield file if _taken(file, time.monotonic() + patience_s) else None
+
+
+def show_life(path: Path) -> None:
+    """Share the lock of a file with others for the life of this process, so that `lock` tells whether one lives."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except OSError as error:
+        logger.warning("No one can see that this worker lives (%s).", error.strerror)
+    else:
+        _SHOWN.append(file)
 
 
 def death(code: int) -> str:
