@@ -8,14 +8,16 @@ import hmac
 import logging
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, NotFound
 
-from celestial_backend import protocol
-from celestial_backend.backend import TRAIN_EVENTS, CelestialBodiesBackend
+from celestial_backend import metrics, openapi, protocol
+from celestial_backend.backend import CelestialBodiesBackend
 from celestial_backend.errors import CelestialError, RequestError
+from celestial_backend.protocol import TRAIN_EVENTS
 from celestial_backend.reach import note_event
 from celestial_backend.sdk import make_app, project_id
 from celestial_backend.settings import Settings
@@ -23,7 +25,8 @@ from celestial_backend.wiring import Services
 
 logger = logging.getLogger(__name__)
 
-PATHS = {"/", "/health", "/metrics", "/setup", "/predict", "/webhook"}  # one generation of the SDK has more
+# One generation of the SDK has more.
+PATHS = {"/", "/health", "/setup", "/predict", "/webhook", "/metrics", "/docs", "/openapi.json"}
 REASON_LENGTH = 400  # characters of a status line's reason phrase
 
 
@@ -31,10 +34,14 @@ def create_app(services: Services) -> Flask:
     """The WSGI app for these services; each call gives an app of its own."""
     app = make_app(CelestialBodiesBackend.bound_to(services), TRAIN_EVENTS)
     app.view_functions["health"] = _health
+    app.view_functions["metrics"] = lambda: _metrics(services)
+    document = openapi.document(guarded=services.settings.basic_auth_user is not None)
+    app.add_url_rule("/openapi.json", "openapi", lambda: document)
+    app.add_url_rule("/docs", "docs", lambda: _page(document))
     app.before_request(_open)
     app.before_request(lambda: _authorize(services.settings))
     app.before_request(lambda: _check(services))
-    app.after_request(_close)
+    app.after_request(lambda response: _close(response, services.metrics))
     app.register_error_handler(CelestialError, _refused)
     app.register_error_handler(HTTPException, _not_served)
     app.register_error_handler(Exception, _failed)
@@ -45,8 +52,25 @@ def _health() -> dict[str, str]:
     return {"status": "UP", "model_class": CelestialBodiesBackend.__name__}
 
 
+def _metrics(services: Services) -> Response:
+    store, live, jobs = services.store, {}, None
+    with suppress(CelestialError):  # what cannot be read now is left out
+        live["default"] = store.live_tag()
+    with suppress(CelestialError):
+        live |= {project: store.live_tag(project) for project in store.pointers.projects()}
+    with suppress(CelestialError):
+        jobs = services.jobs.ledger.counts()
+    return Response(services.metrics.page(live, jobs), content_type=metrics.CONTENT_TYPE)
+
+
+def _page(document: dict[str, Any]) -> Response:
+    own = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    return Response(openapi.page(document), headers=own)
+
+
 def _open() -> None:
     g.started = time.monotonic()
+    g.cause = None
     g.request_id = uuid.uuid4().hex[:12]
 
 
@@ -59,6 +83,7 @@ def _authorize(settings: Settings) -> Response | None:
     given = _credentials()
     if hmac.compare_digest(given, utf_8) | hmac.compare_digest(given, latin_1):
         return None
+    g.cause = "Unauthorized"
     answer = _answer(401, "User name or password of the ML backend is missing or wrong (BASIC_AUTH_USER).")
     answer.headers["WWW-Authenticate"] = 'Basic realm="Login required"'
     return answer
@@ -87,6 +112,8 @@ def _check(services: Services) -> Any:
         if body["action"] not in TRAIN_EVENTS:
             return {"status": "Unknown event"}
     protocol.check(request.path, body)
+    if request.path == "/webhook":
+        body["project"].setdefault("label_config", "")
     if request.path == "/predict":
         body["params"] = {"context": (body.get("params") or {}).get("context")}
     if request.path == "/setup":
@@ -97,26 +124,32 @@ def _check(services: Services) -> Any:
     return None
 
 
-def _close(response: Response) -> Response:
+def _close(response: Response, counts: metrics.Metrics) -> Response:
     response.headers["X-Request-ID"] = g.request_id
     level = logging.DEBUG if request.path in ("/", "/health") else logging.INFO
     seconds = time.monotonic() - g.started
     logger.log(level, "%s %s %d %.3f s [%s]", request.method, request.path, response.status_code, seconds, g.request_id)
+    counts.request(request.path if request.path in PATHS else "other", response.status_code, seconds)
+    if g.cause:
+        counts.failure("request", g.cause)
     return response
 
 
 def _refused(error: CelestialError) -> Response:
+    g.cause = type(error).__name__
     logger.warning("%s [%s]", error, g.request_id)
     return _answer(error.status, str(error))
 
 
 def _not_served(error: HTTPException) -> Response:
+    g.cause = type(error).__name__
     answer = _answer(error.code or 500, error.description or error.name)
     answer.headers.extend((name, value) for name, value in error.get_headers() if name == "Allow")
     return answer
 
 
 def _failed(error: Exception) -> Response:
+    g.cause = type(error).__name__
     logger.error("Request %s failed unexpectedly", g.request_id, exc_info=error)
     return _answer(500, f"Internal error. The backend's log tells more under request {g.request_id}.")
 

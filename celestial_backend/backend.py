@@ -8,14 +8,6 @@ from typing import Any
 from celestial_backend.sdk import StatelessModel
 from celestial_backend.wiring import Services
 
-TRAIN_EVENTS = (
-    "START_TRAINING",
-    "ANNOTATION_CREATED",
-    "ANNOTATIONS_CREATED",
-    "ANNOTATION_UPDATED",
-    "ANNOTATIONS_DELETED",
-)
-
 
 class CelestialBodiesBackend(StatelessModel):
     """Serves the live model of the store to Label Studio; one object per request."""

@@ -21,6 +21,7 @@ from celestial_backend.decode import decode
 from celestial_backend.download import Downloader
 from celestial_backend.errors import DecodeError, FetchError, ImageError, TooLargeError
 from celestial_backend.folders import Originals, read_inside, split_inside
+from celestial_backend.metrics import DECODE, FETCH, Metrics
 from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio
 
@@ -39,8 +40,9 @@ KINDS = (
 class ImageReader:
     """Reads the pictures of tasks; one per process, called side by side from many threads."""
 
-    def __init__(self, settings: Settings, studio: Studio) -> None:
+    def __init__(self, settings: Settings, studio: Studio, metrics: Metrics | None = None) -> None:
         self._settings = settings
+        self._metrics = metrics or Metrics()
         self._studio = studio
         self._max_mb = settings.image_max_mb
         self._downloader = Downloader(settings, studio)
@@ -67,7 +69,10 @@ class ImageReader:
             StudioError: Label Studio's token could not be renewed.
         """
         try:
-            return decode(self._bytes(value, task_id), self._settings.image_max_megapixels * 1e6)
+            with self._metrics.stage(FETCH):
+                data = self._bytes(value, task_id)
+            with self._metrics.stage(DECODE):
+                return decode(data, self._settings.image_max_megapixels * 1e6)
         except ImageError as error:
             raise type(error)(f"The picture {shown(value)} cannot be used: {error}") from error
 

@@ -22,6 +22,7 @@ from celestial_backend.errors import StateError
 
 LOCKED_S = 0.7  # how long an operation waits for another process: Label Studio gives /webhook one second
 WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED = "waiting", "running", "published", "kept", "failed", "merged"
+STATES = (WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED)
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, project TEXT NOT NULL, state TEXT NOT NULL, from_scratch INTEGER NOT NULL,
@@ -159,6 +160,11 @@ class Ledger:
         order = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY requested_at DESC, rowid DESC LIMIT ?"  # noqa: S608 - marks only
         with self._transaction() as db:
             return [_job(row) for row in db.execute(order, values)]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs of all projects are in each of the states, 0 included."""
+        with self._transaction() as db:
+            return dict.fromkeys(STATES, 0) | dict(db.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
 
     def know(self, project: str) -> None:
         """Remember that a project works with this backend."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from celestial_backend.classifier import Classifier
 from celestial_backend.errors import CelestialError, RequestError
 from celestial_backend.images import ImageReader
 from celestial_backend.labels import ChoiceMap
+from celestial_backend.metrics import MODEL, PREPARE, Metrics
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
 
@@ -24,16 +25,19 @@ logger = logging.getLogger(__name__)
 TOLD_MAX = 1000  # label configs whose warnings are remembered as told
 CHECK_S = 1.5  # Label Studio gives /setup three seconds, and the machine may be busy with TensorFlow
 
+OUT_OF_TIME, NOT_FINITE = "OutOfTime", "NotFinite"  # causes that are no error's class
 LATE = object()  # in the place of a task whose pictures were not there in time
+OnFailure = Callable[[Any, str], None]  # task id, and why it gets no prediction
 Inputs = dict[str, NDArray[np.float32]]  # data key -> prepared picture, shape (1, *input_shape)
 
 
 class Predictor:
     """Predicts tasks with the live model; lives as long as the process, safe between threads."""
 
-    def __init__(self, settings: Settings, store: ModelStore, images: ImageReader) -> None:
+    def __init__(self, settings: Settings, store: ModelStore, images: ImageReader, metrics: Metrics) -> None:
         self._store = store
         self._images = images
+        self._metrics = metrics
         self._batch_size = settings.batch_size
         self._pool = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="picture")
         self._told: set[tuple[str, str]] = set()
@@ -63,7 +67,12 @@ class Predictor:
                 logger.warning("%s", warning)
 
     def predict(
-        self, tasks: Sequence[Any], label_config: str, deadline: float = math.inf, project: str = ""
+        self,
+        tasks: Sequence[Any],
+        label_config: str,
+        deadline: float = math.inf,
+        project: str = "",
+        on_failure: OnFailure | None = None,
     ) -> list[Any]:
         """
         One answer per task, in order: a prediction, or ``[]`` for a task that failed.
@@ -76,6 +85,7 @@ class Predictor:
             label_config: Of the tasks' project.
             deadline: On the monotonic clock; tasks whose pictures are not there by then get ``[]``.
             project: Label Studio's number of the project, whose live model predicts all of them.
+            on_failure: Told each failure too, in the thread that calls; not those that were late.
 
         Raises:
             LabelConfigError: The label config and the model share no class.
@@ -86,13 +96,15 @@ class Predictor:
         choices = ChoiceMap.from_config(label_config, classifier.classes)
         answers: list[Any] = []
         for chunk, inputs in self._prepared(tasks, classifier, choices, deadline):
-            answers += self._answers(chunk, inputs, classifier, choices, deadline)
+            answers += self._answers(chunk, inputs, classifier, choices, deadline, on_failure)
         left = [LATE] * (len(tasks) - len(answers))
         late = sum(answer is LATE for answer in answers + left)
         if late:
+            self._metrics.failure("task", OUT_OF_TIME, late)
             logger.warning("%d tasks were not reached in time; retrieve predictions again, and they are next", late)
         answers = [[] if answer is LATE else answer for answer in answers + left]
         failed = answers.count([])
+        self._metrics.tasks(len(tasks) - failed, failed)
         logger.info(
             "Predicted %d of %d tasks with %s in %.2f s, %d failed",
             len(tasks) - failed, len(tasks), classifier.tag, time.monotonic() - started, failed,
@@ -117,10 +129,11 @@ class Predictor:
         data = task.get("data") if isinstance(task, Mapping) else None
         if not isinstance(data, Mapping):
             raise RequestError("A task must be an object with an object \"data\", as Label Studio sends it.")
-        return {
-            key: classifier.prepare(self._images.read(choices.value_of(data, key), task.get("id")))
-            for key in choices.data_keys
+        pictures = {
+            key: self._images.read(choices.value_of(data, key), task.get("id")) for key in choices.data_keys
         }
+        with self._metrics.stage(PREPARE):
+            return {key: classifier.prepare(picture) for key, picture in pictures.items()}
 
     def _answers(
         self,
@@ -129,10 +142,12 @@ class Predictor:
         classifier: Classifier,
         choices: ChoiceMap,
         deadline: float,
+        on_failure: OnFailure | None,
     ) -> list[Any]:
-        ready = [_result_of(task, future, deadline) for task, future in zip(chunk, inputs, strict=True)]
+        pairs = zip(chunk, inputs, strict=True)
+        ready = [self._result_of(task, future, deadline, on_failure) for task, future in pairs]
         rows = [array for prepared in ready if isinstance(prepared, dict) for array in prepared.values()]
-        probabilities: Iterator[Any] = iter(classifier.probabilities(np.concatenate(rows)) if rows else ())
+        probabilities: Iterator[Any] = iter(self._probabilities(classifier, rows) if rows else ())
         answers: list[Any] = []
         for task, prepared in zip(chunk, ready, strict=True):
             if not isinstance(prepared, dict):
@@ -140,24 +155,38 @@ class Predictor:
                 continue
             row_of = {key: next(probabilities) for key in prepared}
             if not all(np.isfinite(row).all() for row in row_of.values()):
-                logger.warning("Task %s: the model %s gives no finite probabilities", task.get("id"), classifier.tag)
+                self._metrics.failure("task", NOT_FINITE)
+                _failed(task.get("id"), f"the model {classifier.tag} gives no finite probabilities", on_failure)
                 answers.append([])
                 continue
             result, score = choices.prediction(row_of)
             answers.append({"result": result, "score": score, "model_version": classifier.tag})
         return answers
 
+    def _probabilities(self, classifier: Classifier, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        with self._metrics.stage(MODEL):
+            return classifier.probabilities(np.concatenate(rows))
 
-def _result_of(task: Any, future: Future[Inputs], deadline: float) -> Any:
-    """A task's prepared pictures; ``[]``, and a line in the log, where they could not be had; or `LATE`."""
-    name = task.get("id") if isinstance(task, Mapping) else "without an id"
-    try:
-        return future.result(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
-    except TimeoutError:
-        future.cancel()
-        return LATE
-    except CelestialError as error:
-        logger.warning("Task %s: %s", name, error)
-    except Exception:
-        logger.exception("Task %s failed unexpectedly", name)
-    return []
+    def _result_of(self, task: Any, future: Future[Inputs], deadline: float, on_failure: OnFailure | None) -> Any:
+        """A task's prepared pictures; ``[]``, and a line in the log, where they could not be had; or `LATE`."""
+        name = task.get("id") if isinstance(task, Mapping) else "without an id"
+        try:
+            return future.result(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            future.cancel()
+            return LATE
+        except CelestialError as error:
+            _failed(name, str(error), on_failure)
+            self._metrics.failure("task", type(error).__name__)
+        except Exception as error:
+            logger.exception("Task %s failed unexpectedly", name)
+            self._metrics.failure("task", type(error).__name__)
+            if on_failure is not None:
+                on_failure(name, f"unexpected {type(error).__name__}; the log has more")
+        return []
+
+
+def _failed(name: Any, reason: str, on_failure: OnFailure | None) -> None:
+    logger.warning("Task %s: %s", name, reason)
+    if on_failure is not None:
+        on_failure(name, reason)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from gunicorn.arbiter import Arbiter
 from celestial_backend import logs
 from celestial_backend.app import create_app
 from celestial_backend.errors import CelestialError
+from celestial_backend.metrics import SHARED
 from celestial_backend.settings import LOG_LEVELS, Settings
 from celestial_backend.wiring import build
 
@@ -46,7 +50,8 @@ def serve(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     worker = _TrainingWorker({**os.environ, **given})
-    _Server(settings, options.host, worker, reload=options.debug).run()
+    with _shared_metrics():
+        _Server(settings, options.host, worker, reload=options.debug).run()
     return 0
 
 
@@ -65,6 +70,18 @@ def _warm_app(settings: Settings) -> Flask:
     services = build(settings)
     services.store.warm_up()
     return create_app(services)
+
+
+@contextmanager
+def _shared_metrics() -> Iterator[None]:
+    """A folder of this start in which the web server processes share their counts; it goes when this process ends."""
+    folder, maker = tempfile.mkdtemp(prefix="celestial-metrics-"), os.getpid()
+    os.environ[SHARED] = folder
+    try:
+        yield
+    finally:
+        if os.getpid() == maker:  # forked processes come by here too
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check(settings: Settings) -> None:

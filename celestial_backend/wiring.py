@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from celestial_backend.images import ImageReader
 from celestial_backend.jobs import Jobs
+from celestial_backend.metrics import Metrics
 from celestial_backend.predictor import Predictor
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
@@ -22,12 +23,14 @@ class Services:
     images: ImageReader
     predictor: Predictor
     jobs: Jobs
+    metrics: Metrics
 
 
 def build(settings: Settings) -> Services:
     """Build the services; opens, loads and connects nothing yet, so a fork may follow."""
     store = ModelStore(settings)
     studio = Studio(settings)
-    images = ImageReader(settings, studio)
-    predictor, jobs = Predictor(settings, store, images), Jobs(settings, store, studio)
-    return Services(settings, store, studio, images, predictor, jobs)
+    metrics = Metrics()
+    images = ImageReader(settings, studio, metrics)
+    predictor, jobs = Predictor(settings, store, images, metrics), Jobs(settings, store, studio)
+    return Services(settings, store, studio, images, predictor, jobs, metrics)

@@ -1,0 +1,128 @@
+"""
+What this process did, counted for Prometheus.
+
+The web server processes of one server write into one folder, and whichever is asked
+for /metrics tells the sum of all, those that have ended included. The library looks
+for that folder in the environment (`SHARED`) when it is imported, so it is imported
+at the first count, which comes after the fork. Without a folder a process tells its
+own numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+STAGES = FETCH, DECODE, PREPARE, MODEL = "fetch", "decode", "prepare", "model"
+PREDICTED, FAILED = "predicted", "failed"
+REQUEST_BUCKETS_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 3, 10, 30, 100)  # Label Studio's limits are 1, 3 and 100
+STAGE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+
+
+class Metrics:
+    """The counts of one process; one object in each, safe between threads. A count costs a few microseconds."""
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count an answered request; `route` is one of few, whatever strangers ask for."""
+        self._counters.requests.labels(route, str(status)).inc()
+        self._counters.seconds.labels(route).observe(seconds)
+
+    def tasks(self, predicted: int, failed: int) -> None:
+        """Count the tasks of a batch that was answered."""
+        self._counters.predicted.inc(predicted)
+        self._counters.failed.inc(failed)
+
+    def failure(self, of: str, cause: str, count: int = 1) -> None:
+        """Count why a ``request`` or a ``task`` failed: the error's class, never what it says."""
+        self._counters.failures.labels(of, cause).inc(count)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done inside, failed or not, for one of `STAGES`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._counters.stages[name].observe(time.perf_counter() - started)
+
+    def page(self, live: Mapping[str, str], jobs: Mapping[str, int] | None) -> bytes:
+        """
+        Everything, in Prometheus' text format.
+
+        Args:
+            live: Project, or ``default``, and the model version that is served to it.
+            jobs: State and count of the jobs of all projects; None where they cannot be read.
+        """
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        now = CollectorRegistry()
+        now.register(_Now(live, jobs))
+        return generate_latest(self._counters.all()) + generate_latest(now)
+
+    @cached_property
+    def _counters(self) -> _Counters:
+        return _Counters()
+
+
+class _Counters:
+    """prometheus-client's objects, those with known labels looked up once."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Histogram
+
+        self._registry = own = CollectorRegistry()
+        self.requests = Counter("celestial_requests", "Answered requests.", ["route", "status"], registry=own)
+        self.seconds = Histogram("celestial_request_seconds", "Seconds from a request to its answer.", ["route"],
+                                 buckets=REQUEST_BUCKETS_S, registry=own)  # fmt: skip
+        tasks = Counter("celestial_tasks", "Tasks of answered batches.", ["outcome"], registry=own)
+        self.predicted, self.failed = tasks.labels(PREDICTED), tasks.labels(FAILED)
+        self.failures = Counter("celestial_failures", "Requests and tasks that failed, by the class of the error.",
+                                ["of", "cause"], registry=own)  # fmt: skip
+        stages = Histogram("celestial_stage_seconds", "Seconds that one picture takes to fetch, to decode and to "
+                           "prepare, and one batch in the model.",
+                           ["stage"], buckets=STAGE_BUCKETS_S, registry=own)  # fmt: skip
+        self.stages = {name: stages.labels(name) for name in STAGES}
+
+    def all(self) -> CollectorRegistry:
+        """Where the numbers of all processes are, or of this one where none are shared."""
+        from prometheus_client import CollectorRegistry, multiprocess, values
+
+        if not values.ValueClass._multiprocess:
+            return self._registry
+        shared = CollectorRegistry()
+        multiprocess.MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+        return shared
+
+
+class _Now:
+    """What is true at this moment for all processes, read when it is asked for."""
+
+    def __init__(self, live: Mapping[str, str], jobs: Mapping[str, int] | None) -> None:
+        self._live = live
+        self._jobs = jobs
+
+    def collect(self) -> Iterable[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        model = GaugeMetricFamily("celestial_live_model", "The model version that is served, always 1.",
+                                  labels=["project", "model_version"])  # fmt: skip
+        for project, tag in self._live.items():
+            model.add_metric([project, tag], 1)
+        yield model
+        if self._jobs is None:
+            return
+        queue = GaugeMetricFamily("celestial_jobs", "Trainings that have not ended.", labels=["state"])
+        ended = CounterMetricFamily("celestial_trainings", "Trainings that have ended.", labels=["state"])
+        for state, count in self._jobs.items():
+            (queue if state in ("waiting", "running") else ended).add_metric([state], count)
+        yield queue
+        yield ended
