@@ -21,6 +21,7 @@ from celestial_backend.errors import CelestialError, TrainingError
 from celestial_backend.examples import read_folder
 from celestial_backend.ledger import FAILED
 from celestial_backend.lists import jobs, models, shown_job
+from celestial_backend.prelabel import prelabel
 from celestial_backend.registry import Registry
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import build
@@ -49,6 +50,7 @@ main.add_command(doctor)
 main.add_command(connect)
 main.add_command(jobs)
 main.add_command(models)
+main.add_command(prelabel)
 
 
 @main.command()
