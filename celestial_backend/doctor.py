@@ -9,10 +9,12 @@ from dataclasses import asdict
 
 import click
 
-from celestial_backend import checks
-from celestial_backend.checks import Finding
+from celestial_backend import checks, studio_checks
+from celestial_backend.checks import Finding, not_checked
+from celestial_backend.connection_checks import Connection
+from celestial_backend.errors import StudioError
 from celestial_backend.settings import Settings
-from celestial_backend.wiring import build
+from celestial_backend.wiring import Services, build
 
 MARKS = {"ok": ("ok", "green"), "warn": ("warning", "yellow"), "fail": ("FAILED", "red"), "not checked": ("-", None)}
 
@@ -30,7 +32,7 @@ def doctor(settings: Settings, project: int | None, backend_url: str | None, *, 
     Ends with code 0 when nothing failed; warnings are no failures.
     """
     findings = []
-    for finding in _findings(settings, project, backend_url, _fix=fix):
+    for finding in _findings(settings, project, backend_url, fix=fix):
         findings.append(finding)
         if not as_json:
             _tell(finding)
@@ -43,22 +45,55 @@ def doctor(settings: Settings, project: int | None, backend_url: str | None, *, 
     sys.exit(1 if failed else 0)
 
 
-def _findings(settings: Settings, _project: int | None, backend_url: str | None, *, _fix: bool) -> Iterator[Finding]:
+def _findings(settings: Settings, project: int | None, backend_url: str | None, *, fix: bool) -> Iterator[Finding]:
     services = build(settings)
     yield checks.python_and_packages()
-    found, _classes = checks.model(services)
+    found, classes = checks.model(services)
     yield found
     yield checks.state_folder(settings)
     yield checks.disk(settings)
     running, found = checks.backend(settings, backend_url)
     yield found
+    answers, told = studio_checks.answering(services.studio)
+    yield from told
+    yield from _of_studio(services, project, fix=fix, answers=answers, model_works=bool(classes))
     yield checks.worker(settings, running=running)
     yield checks.queue(settings)
+
+
+def _of_studio(
+    services: Services, project: int | None, *, fix: bool, answers: bool, model_works: bool
+) -> Iterator[Finding]:
+    name = "Projects" if project is None else f"Project {project}"
+    if not answers:
+        yield not_checked("Token", "Label Studio does not answer")
+        yield not_checked(name, "Label Studio does not answer")
+        return
+    api = studio_checks.Api(services.studio)
+    accepted = studio_checks.token(api, services.settings)
+    yield accepted
+    if accepted.state == "fail":
+        yield not_checked(name, "the token is not accepted")
+        return
+    try:
+        connected = studio_checks.connected(api, project)
+        if not connected:
+            mend = "Connect one: python -m celestial_backend connect --help"
+            what = "No project is connected, so it is not known whether Label Studio reaches the backend or blocks it."
+            yield Finding(name, "warn" if project is None else "fail", what, mend)
+        for number, record in connected:
+            connection = Connection(services, number, record)
+            connection.model_works = model_works
+            yield from connection.findings(fix=fix)
+    except StudioError as error:
+        yield Finding(name, "fail", str(error))
 
 
 def _tell(finding: Finding) -> None:
     mark, colour = MARKS[finding.state]
     place = "" if finding.project is None else f"Project {finding.project}: "
     click.echo(f"{click.style(f'{mark:8}', fg=colour)} {place}{finding.name}: {finding.what}")
+    if finding.changed:
+        click.echo(f"{'':8} changed: {finding.changed}")
     if finding.mend:
         click.echo(f"{'':8} -> {finding.mend}")
