@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from celestial_backend import logs, training
 from celestial_backend.connect import connect
+from celestial_backend.demo import demo
 from celestial_backend.doctor import doctor
 from celestial_backend.errors import CelestialError, TrainingError
 from celestial_backend.examples import read_folder
@@ -46,6 +47,7 @@ def main(context: click.Context) -> None:
     logs.configure(context.obj.log_level)
 
 
+main.add_command(demo)
 main.add_command(doctor)
 main.add_command(connect)
 main.add_command(jobs)

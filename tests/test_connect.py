@@ -166,8 +166,8 @@ def test_a_password_reaches_the_record_and_the_webhook(
     made = register(studio_of(label_studio), project, backend.url, "celestial", "studio", "secret")
     assert made.version.startswith("celestial_bodies_classifier_model:")
     (task,) = label_studio.import_tasks(project, ["data:image/png;base64,"])
-    backend.wait_for_log("POST /webhook 201")
     label_studio.annotate(task, "Earth")
+    backend.wait_for_log("POST /webhook 201")
     assert "POST /webhook 401" not in backend.log_text()
     assert not register(studio_of(label_studio), project, backend.url, "celestial", "studio", "secret").new
 
@@ -203,7 +203,8 @@ def test_local_files_stay_where_they_are(
     render("Mars", 530, 64).save(inside / "new.PNG")
     assert person.connect(inside, *asked, LOCAL_FILES_DOCUMENT_ROOT=str(root))["added"] == 1
     values = {task["data"]["image"] for task in label_studio.tasks(made["project"])}
-    assert values == {f"/data/local-files/?d=connected/{name}" for name in ("same.png", "deep/same.png", "new.PNG")}
+    names = ("same.png", "deep/same.png", "new.PNG")
+    assert values == {f"{label_studio.url}/data/local-files/?d=connected/{name}" for name in names}
 
 
 def test_a_long_name_does_not_hide_what_is_known(

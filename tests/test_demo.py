@@ -1,0 +1,193 @@
+"""`demo`: one command from nothing to pre-labelled tasks, and nothing left when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import requests
+from backend_server import REPOSITORY, free_port
+from label_studio import label_studio_program, networks_without
+
+from celestial_backend.demo import MARKER
+from celestial_backend.demo_servers import Server, refused_networks
+from celestial_backend.demo_servers import free_port as demo_port
+from celestial_backend.errors import StudioError
+
+Shown = dict[str, Any]
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    """A demonstration in `folder`, with the Label Studio of the tests."""
+    return [sys.executable, "-m", "celestial_backend", "demo", "--folder", str(folder), *more]
+
+
+def done(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments(folder, *more), cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+
+
+def inhabitants(folder: Path) -> list[int]:
+    """The processes whose command line, or environment, names the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            about = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if str(folder).encode() in about and int(process.name) != os.getpid():
+                found.append(int(process.name))
+    return found
+
+
+def left(folder: Path, seconds: float = 5) -> list[int]:
+    deadline = time.monotonic() + seconds
+    while (found := inhabitants(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], Shown]]]:
+    """Start a demonstration; what it is and what it printed, once it did."""
+    started: list[subprocess.Popen[str]] = []
+    logs: list[IO[str]] = []
+
+    def begin(folder: Path) -> tuple[subprocess.Popen[str], Shown]:
+        venv = label_studio_program().parents[1]
+        command = arguments(folder, "--label-studio-venv", str(venv), "--pictures", "12", "--json")
+        logs.append((tmp_path / f"demo-{len(started)}.log").open("w"))
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=os.environ, stdout=subprocess.PIPE, stderr=logs[-1], text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, (tmp_path / f"demo-{len(started) - 1}.log").read_text()
+        return process, dict(json.loads(line))
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+        if process.stdout is not None:
+            process.stdout.close()
+    for log in logs:
+        log.close()
+
+
+@pytest.mark.timeout(600)
+def test_one_command_shows_everything_and_leaves_nothing(
+    tmp_path: Path, start: Callable[..., tuple[subprocess.Popen[str], Shown]]
+) -> None:
+    """Every picture has a prediction; a kill is got over; Ctrl-C leaves no process, and --clean no file."""
+    folder = tmp_path / "demo place"
+    first, shown = start(folder)
+    account = json.loads((folder / "account.json").read_text())
+    assert stat.S_IMODE((folder / "account.json").stat().st_mode) == 0o600
+    headers = {"Authorization": f"Token {account['token']}"}
+    root = shown["url"].split("/projects/")[0]
+    tasks = requests.get(f"{root}/api/tasks?project={shown['project']}&fields=all", headers=headers, timeout=30).json()
+    assert len(tasks["tasks"]) == shown["tasks"] == 12
+    assert [task["total_predictions"] for task in tasks["tasks"]] == [1] * 12
+    assert {task["predictions"][0]["model_version"] for task in tasks["tasks"]} == {shown["model_version"]}
+    assert all(task["predictions"][0]["score"] > 0 for task in tasks["tasks"])
+    session = requests.Session()
+    session.get(f"{root}/user/login/", timeout=30)
+    form = {"email": shown["user"], "password": shown["password"], "csrfmiddlewaretoken": session.cookies["csrftoken"]}
+    session.post(f"{root}/user/login/", data=form, headers={"Referer": root}, timeout=30)
+    assert session.get(shown["url"], timeout=30).url == shown["url"]
+
+    second = done(folder)
+    assert second.returncode == 6
+    assert "A demonstration runs in" in second.stderr
+
+    first.kill()
+    first.wait()
+    assert inhabitants(folder), "the servers live on"
+    again, more = start(folder)
+    assert {name: more[name] for name in ("project", "tasks", "predictions", "password")} == {
+        name: shown[name] for name in ("project", "tasks", "predictions", "password")
+    }
+    models = requests.get(f"{more['url'].split('/projects/')[0]}/api/ml?project={more['project']}", headers=headers,
+                          timeout=30).json()  # fmt: skip
+    assert [model["url"] for model in models] == [more["backend"]]
+
+    again.send_signal(signal.SIGINT)
+    assert again.wait(60) == 0
+    assert left(folder) == []
+    assert str(folder) in (tmp_path / "demo-1.log").read_text()
+    cleaned = done(folder, "--clean")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert not folder.exists()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    """Neither used nor removed, unless it is empty or carries the marker."""
+    (tmp_path / "thesis.txt").write_text("mine")
+    for option in ("--clean", "--json"):
+        refused = done(tmp_path, option)
+        assert refused.returncode == 6
+        assert "must be empty or of an earlier demonstration" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["thesis.txt"]
+    assert "There is nothing to remove" in done(tmp_path / "nowhere", "--clean").stderr
+
+
+def test_a_clean_that_was_cut_short_can_be_done_again(tmp_path: Path) -> None:
+    """The marker goes last."""
+    folder = tmp_path / "demo"
+    (folder / "data").mkdir(parents=True)
+    (folder / MARKER).touch()
+    assert done(folder, "--clean").returncode == 0
+    assert not folder.exists()
+
+
+def test_an_environment_without_label_studio_is_refused(tmp_path: Path) -> None:
+    refused = done(tmp_path / "demo", "--label-studio-venv", str(tmp_path))
+    assert refused.returncode == 4
+    assert "--label-studio-venv must name" in refused.stderr
+
+
+def test_the_refused_networks_are_those_of_the_readme() -> None:
+    """One address is open, all other private ones stay closed."""
+    assert refused_networks() == networks_without("127.0.0.1")
+
+
+def test_a_port_that_is_taken_is_not_given() -> None:
+    wanted = free_port()
+    assert demo_port(wanted) == wanted
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", wanted))
+        other.listen()
+        assert demo_port(wanted) not in (0, wanted)
+
+
+def test_a_server_that_was_left_behind_is_ended_and_a_stranger_is_not(tmp_path: Path) -> None:
+    """The lock tells them apart: a process number alone may long belong to somebody else."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    stranger = subprocess.Popen(sleep, start_new_session=True)
+    (tmp_path / "one.pid").write_text(str(stranger.pid))
+    Server(tmp_path, "one").end_leftover()
+    assert stranger.poll() is None
+
+    behind = Server(tmp_path, "two")
+    behind.start(sleep, os.environ, tmp_path)
+    Server(tmp_path, "two").end_leftover()
+    with pytest.raises(StudioError, match=r"two has ended\. Its process was ended by signal 15"):
+        behind.see_that_it_runs()
+    behind.stop()
+    stranger.kill()
+    stranger.wait()
