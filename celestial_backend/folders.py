@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 UPLOAD_PATH_MAX = 100  # letters; Label Studio cuts longer upload paths and appends _ and seven random letters
 INDEX_AGE_S = 10.0
 HASH = re.compile(r"[0-9a-f]{8}-(?=.)")
+DIGEST = re.compile(r"[0-9a-f]{16}-(?=.)")  # what the command `connect` puts before a name
 CUT = re.compile(r"_[A-Za-z0-9]{7}$")
 
 
@@ -122,7 +123,7 @@ class Originals:
     def _candidates(self, upload: tuple[str, ...]) -> set[tuple[str, ...]]:
         index = self._fresh_index()
         name = HASH.sub("", upload[-1], count=1)
-        paths = set(index.get(name, ()))
+        paths = {*index.get(name, ()), *index.get(DIGEST.sub("", name, count=1), ())}
         stem, ending = _stem(name)
         if len("/".join(("upload", *upload))) == UPLOAD_PATH_MAX and CUT.search(stem):
             start = CUT.sub("", stem)

@@ -153,16 +153,17 @@ def _batches(pictures: Sequence[tuple[Path, str]]) -> Iterator[list[tuple[Path, 
         yield batch
 
 
-def _upload_name(path: Path, digest: str) -> str:
+def upload_name(path: Path, digest: str) -> str:
+    """The name under which a picture is sent to Label Studio."""
     stem = rewritten(path.stem)[:NAME_LETTERS] or "picture"
-    return f"{digest}-{stem}{path.suffix.lower()}"
+    return f"{digest}-{stem}{path.suffix}"
 
 
 def _send(studio: Studio, project: int, batch: Sequence[tuple[Path, str]]) -> None:
     with ExitStack() as opened:
         # Each under a field name of its own: of several files with the same one, only the last is kept.
         files: dict[str, Any] = {
-            f"file{number}": (_upload_name(path, digest), opened.enter_context(path.open("rb")))
+            f"file{number}": (upload_name(path, digest), opened.enter_context(path.open("rb")))
             for number, (path, digest) in enumerate(batch)
         }
         taken = ask(studio, f"the import of {len(batch)} pictures", lambda client: _post(client, project, files))

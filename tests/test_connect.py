@@ -15,12 +15,13 @@ from label_studio import LabelStudioServer, own_name
 
 from celestial_backend.connect import FROM_MODEL
 from celestial_backend.errors import ImageError, RequestError, StudioError
+from celestial_backend.folders import Originals
 from celestial_backend.labels import ChoiceMap
 from celestial_backend.linking import config_for, create_project, find_project, register
 from celestial_backend.renderer import render
 from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio
-from celestial_backend.uploads import NAME_LETTERS, pictures_of
+from celestial_backend.uploads import NAME_LETTERS, pictures_of, upload_name
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -217,6 +218,17 @@ def test_a_long_name_does_not_hide_what_is_known(
     asked = (place, "--title", "Long names", "--backend-url", backend.url)
     assert person.connect(*asked)["added"] == 1
     assert person.connect(*asked)["added"] == 0
+
+
+def test_an_upload_is_found_in_the_folder_of_originals(tmp_path: Path) -> None:
+    """`CELESTIAL_DATA_FOLDER` finds what `connect` uploaded by the name that the file has there."""
+    (tmp_path / "a").mkdir()
+    for name in ("ein Bild.PNG", "0123456789abcdef-2.png"):
+        (tmp_path / "a" / name).write_bytes(name.encode())
+    originals = Originals(tmp_path, "CELESTIAL_DATA_FOLDER", 1)
+    sent = upload_name(tmp_path / "a" / "ein Bild.PNG", "fedcba9876543210")
+    assert originals.read(("1", f"0a1b2c3d-{sent.replace(' ', '_')}")) == b"ein Bild.PNG"
+    assert originals.read(("1", "0a1b2c3d-0123456789abcdef-2.png")) == b"0123456789abcdef-2.png"
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

@@ -171,6 +171,8 @@ CHECKS: dict[str, Any] = {
     "pytest": lambda: None,  # this one
     "python -m celestial_backend train FOLDER": _helped,
     "python -m celestial_backend train --project P --from-scratch": _helped,
+    "python -m celestial_backend connect FOLDER --title T": _helped,
+    "python -m celestial_backend demo": _helped,
     "python -m celestial_backend jobs": _helped,
     "python -m celestial_backend models": _helped,
     "python -m celestial_backend models use TAG --project P": _helped,
