@@ -64,7 +64,7 @@ def _metrics(services: Services) -> Response:
 
 
 def _page(document: dict[str, Any]) -> Response:
-    own = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    own = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
     return Response(openapi.page(document), headers=own)
 
 
@@ -113,7 +113,7 @@ def _check(services: Services) -> Any:
             return {"status": "Unknown event"}
     protocol.check(request.path, body)
     if request.path == "/webhook":
-        body["project"].setdefault("label_config", "")
+        body["project"] = {"label_config": ""} | body["project"] | {"id": int(body["project"]["id"])}
     if request.path == "/predict":
         body["params"] = {"context": (body.get("params") or {}).get("context")}
     if request.path == "/setup":

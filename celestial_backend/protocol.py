@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from celestial_backend.errors import RequestError
 
@@ -17,6 +17,13 @@ TrainEvent = Literal[
     "START_TRAINING", "ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"
 ]
 TRAIN_EVENTS: tuple[str, ...] = get_args(TrainEvent)
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # to JSON, 7.0 is a whole number too
 
 
 class Sent(BaseModel):
@@ -38,14 +45,14 @@ class PredictRequest(Sent):
 
     tasks: list[Any] = Field(description="Tasks with `id` and `data`; one that is none costs only its own prediction.")
     label_config: str = Field(description="The project's label config.")
-    project: str | int | None = Field(None, description="The project, whose own model predicts if it has one.")
+    project: str | Whole | None = Field(None, description="The project, whose own model predicts if it has one.")
     params: dict[str, Any] | None = Field(None, description="Not used.")
 
 
 class WebhookProject(Sent):
     """The project of an event."""
 
-    id: int = Field(ge=1, description="The project's number.")
+    id: Whole = Field(ge=1, lt=2**63, description="The project's number.")
     label_config: str = Field("", description="The project's label config.")
 
 

@@ -1,0 +1,229 @@
+"""What the backend says of itself: true, complete, and readable in a browser without anything from elsewhere."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from backend_server import label_config
+from browser import ARGUMENTS, HOW_TO_GET_ONE, find_chromium
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from playwright.sync_api import sync_playwright
+from werkzeug.serving import make_server
+
+from celestial_backend import openapi
+from celestial_backend.app import PATHS, create_app
+from celestial_backend.renderer import render
+from celestial_backend.settings import Settings
+from celestial_backend.wiring import Services, build
+
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
+PHASES = [Phase.explicit, Phase.generate]  # a counterexample is shown as it was found: shrinking takes minutes
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Services:
+    """The default model, and the one picture that the document's example names."""
+    (tmp_path / "originals").mkdir()
+    render("Mars", 21).save(tmp_path / "originals" / "Mars.png")
+    return build(
+        Settings(bentoml_home=tmp_path / "bentoml", model_dir=tmp_path, data_folder=tmp_path / "originals")
+    )
+
+
+@pytest.fixture
+def app(services: Services) -> Flask:
+    return create_app(services)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def document(client: FlaskClient) -> dict[str, Any]:
+    return dict(client.get("/openapi.json").json)
+
+
+@pytest.fixture
+def guarded(services: Services) -> Flask:
+    return create_app(replace(services, settings=replace(services.settings, basic_auth_user="u", basic_auth_pass="p")))
+
+
+OPEN, GUARDED = (schemathesis.openapi.from_dict(openapi.document(guarded=guarded)) for guarded in (False, True))
+for described in (OPEN, GUARDED):
+    described.config.update(base_url="http://127.0.0.1")
+    # Text that is no label config fits the description of a body, and is refused with 422.
+    described.config.checks.positive_data_acceptance.expected_statuses += ["422"]
+
+
+@OPEN.parametrize()
+@seed(1)
+@settings(max_examples=30, deadline=None, suppress_health_check=QUIET, phases=PHASES)
+def test_every_answer_is_as_described(case: schemathesis.Case, app: Flask) -> None:
+    """Bodies that fit and bodies that do not: no 5xx, and statuses, types and shapes as the document says."""
+    case.operation.schema.app = app
+    case.call_and_validate(app=app)
+
+
+@GUARDED.parametrize()
+@seed(2)
+@settings(max_examples=5, deadline=None, suppress_health_check=QUIET, phases=PHASES)
+def test_every_answer_is_as_described_with_basic_auth(case: schemathesis.Case, guarded: Flask) -> None:
+    """The same where a name and a password are asked for; without them there is a 401 and nothing else."""
+    case.operation.schema.app = guarded
+    case.call_and_validate(app=guarded, headers={"Authorization": "Basic dTpw"})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+TASKS = st.lists(JSON | st.fixed_dictionaries({"id": JSON, "data": st.fixed_dictionaries({"image": JSON})}), max_size=4)
+
+
+@seed(3)
+@settings(max_examples=100, deadline=None, suppress_health_check=QUIET, phases=PHASES)
+@given(tasks=TASKS, params=st.none() | st.dictionaries(st.text(max_size=8), JSON, max_size=2))
+def test_any_task_gets_its_own_answer(client: FlaskClient, tasks: list[Any], params: Any) -> None:
+    """With a label config that is served, whatever stands in a task costs no more than its own prediction."""
+    body = {"tasks": tasks, "label_config": label_config(), "project": "7.1", "params": params}
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json["results"]) == len(tasks)
+
+
+def test_every_path_is_described(document: dict[str, Any]) -> None:
+    """What is served is what is described."""
+    assert document["openapi"].startswith("3.1")
+    assert set(document["paths"]) == PATHS
+
+
+def test_the_examples_are_what_happens(client: FlaskClient, services: Services) -> None:
+    """Each example request is answered as its example says, apart from numbers that a model and a clock make."""
+    tag = services.store.live_tag()
+    assert client.post("/setup", json=openapi.SETUP).json == {"model_version": tag}
+    first, second = client.post("/predict", json=openapi.PREDICT).json["results"]
+    assert second == []
+    assert first["result"][0].keys() == openapi.PREDICTION["result"][0].keys()  # type: ignore[index]
+    assert first["result"][0]["value"] == {"choices": ["Mars"]}
+    assert first.keys() == openapi.PREDICTION.keys()
+    training = client.post("/webhook", json=openapi.TRAIN)
+    assert (training.status_code, training.json["status"]) == (201, "ok")
+    assert training.json["result"].keys() == openapi.TRAINING["result"].keys()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("status", sorted(openapi.ERRORS))
+def test_an_error_is_of_the_one_shape(client: FlaskClient, guarded: Flask, status: str) -> None:
+    """Each described error can be had, and looks like its example."""
+    answer = {
+        "400": lambda: client.post("/predict", json={}),
+        "401": lambda: guarded.test_client().get("/docs"),
+        "404": lambda: client.get("/nowhere"),
+        "405": lambda: client.get("/predict"),
+        "422": lambda: client.post("/setup", json={"schema": label_config(["cat", "dog"])}),
+        "503": lambda: create_app(
+            build(Settings(model="celestial_bodies_classifier_model:7"))
+        ).test_client().post("/setup", json=openapi.SETUP),
+    }[status]()  # fmt: skip
+    assert answer.status_code == int(status)
+    example = openapi.document(guarded=True)["components"]["responses"][status]["content"]["application/json"]
+    assert answer.json.keys() == example["example"].keys()
+    assert answer.json["detail"].split()[:3] == example["example"]["detail"].split()[:3]
+
+
+def test_any_content_type_will_do(client: FlaskClient) -> None:
+    """Only the bytes must be JSON, as the document says; so no request is ever refused with a 415."""
+    for kind in ("application/json", "text/plain", None):
+        answer = client.post("/webhook", data=b'{"action": "TASKS_CREATED"}', content_type=kind)
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/metrics"])
+def test_the_same_credentials_guard_the_pages(guarded: Flask, path: str) -> None:
+    """Without them nothing is told, with them the page is there."""
+    client = guarded.test_client()
+    assert client.get(path).status_code == 401
+    assert client.get(path, auth=("u", "p")).status_code == 200
+
+
+def test_the_document_tells_of_credentials_where_they_are_asked_for(client: FlaskClient, guarded: Flask) -> None:
+    """And only there."""
+    told = guarded.test_client().get("/openapi.json", auth=("u", "p")).json
+    assert told["security"] == [{"basic": []}]
+    assert "user name and a password" in guarded.test_client().get("/docs", auth=("u", "p")).text
+    assert "security" not in client.get("/openapi.json").json
+
+
+class Links(HTMLParser):
+    """The places that a page refers to, and those that it has."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.to: set[str] = set()
+        self.ids: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.to |= {value for name, value in attrs if name in ("href", "src") and value}
+        self.ids |= {value for name, value in attrs if name == "id" and value}
+        assert tag != "script"
+
+
+def test_the_page_holds_all_of_the_document(client: FlaskClient, document: dict[str, Any]) -> None:
+    """Each path, schema, key and description; each link leads somewhere on the page, or to the document."""
+    page = client.get("/docs").text
+    links = Links(page)
+    assert {link.removeprefix("#") for link in links.to if link.startswith("#")} <= links.ids
+    assert {link for link in links.to if not link.startswith("#")} == {"openapi.json", "data:,"}
+    text = re.sub(r"&#?\w+;", "?", page)
+    for path in document["paths"]:
+        assert path in links.ids
+    for name, schema in document["components"]["schemas"].items():
+        assert name in links.ids
+        for key, field in schema["properties"].items():
+            assert f"<code>{key}</code>" in text
+            assert re.sub(r"[\"'&<>]", "?", field.get("description", "")) in text
+    assert "&#34;label_config&#34;: &#34;&lt;View&gt;" in page, "the examples are shown"
+
+
+@pytest.fixture
+def address(app: Flask) -> Iterator[str]:
+    """The app on a port."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+
+
+def test_a_browser_shows_the_page_with_nothing_from_elsewhere(address: str, tmp_path: Path) -> None:
+    """All requests go to the one address; nothing is wider than the window; no word of the console."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        tab = chromium.new_page(viewport={"width": 800, "height": 900})
+        asked: list[str] = []
+        said: list[str] = []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("console", lambda message: said.append(message.text))
+        tab.goto(f"{address}/docs")
+        assert tab.get_by_role("heading", name="POST /predict").is_visible()
+        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        tab.screenshot(path=tmp_path / "docs.png", full_page=True)
+        chromium.close()
+    assert {url for url in asked if not url.startswith("data:")} == {f"{address}/docs"}
+    assert said == []
