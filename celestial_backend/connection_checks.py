@@ -45,7 +45,7 @@ class Connection(Hooked):
                     self.load()
                     found = replace(check(), changed=changed)
             except StudioError as error:
-                found = Finding(name, "fail", str(error))
+                found = Finding(name, "fail", str(error), "See that Label Studio is up, and run this again.")
             yield replace(found, project=self.number)
 
     def connection(self) -> Finding:

@@ -86,7 +86,8 @@ def _of_studio(
             connection.model_works = model_works
             yield from connection.findings(fix=fix)
     except StudioError as error:
-        yield Finding(name, "fail", str(error))
+        mend = "Look whether Label Studio is up, and whether the token's user sees the project; then run this again."
+        yield Finding(name, "fail", str(error), mend)
 
 
 def _tell(finding: Finding) -> None:
