@@ -172,6 +172,7 @@ CHECKS: dict[str, Any] = {
     "python -m celestial_backend train FOLDER": _helped,
     "python -m celestial_backend train --project P --from-scratch": _helped,
     "python -m celestial_backend connect FOLDER --title T": _helped,
+    "python -m celestial_backend prelabel --project P": _helped,
     "python -m celestial_backend demo": _helped,
     "python -m celestial_backend jobs": _helped,
     "python -m celestial_backend models": _helped,
