@@ -31,5 +31,7 @@ raise SystemExit(link.getresponse().status != 200)"]
 
 # No --preload: TensorFlow hangs in a process that was forked after it was loaded.
 # On SIGTERM, running requests get the time that --graceful-timeout names.
+# The folder is where the processes share what /metrics tells.
 CMD ["sh", "-c", "exec gunicorn --bind \":${PORT:-9090}\" --workers \"${WORKERS:-1}\" --threads \"${THREADS:-8}\" \
---timeout 120 --graceful-timeout 30 --worker-tmp-dir /dev/shm --no-control-socket _wsgi:app"]
+--timeout 120 --graceful-timeout 30 --worker-tmp-dir /dev/shm --no-control-socket \
+--env \"PROMETHEUS_MULTIPROC_DIR=$(mktemp -d)\" _wsgi:app"]

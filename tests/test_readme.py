@@ -38,7 +38,7 @@ LABEL_STUDIOS_OWN = {
     "SSRF_PROTECTION_ENABLED",
     "ML_TIMEOUT_PREDICT",
 }
-OTHERS = {"LABEL_STUDIO_ADDRESS", "TEST_LABEL_STUDIO_VENV"}
+OTHERS = {"LABEL_STUDIO_ADDRESS", "TEST_LABEL_STUDIO_VENV", "PROMETHEUS_MULTIPROC_DIR"}
 
 
 def block(kind: str, holding: str = "") -> str:
@@ -174,6 +174,7 @@ CHECKS: dict[str, Any] = {
     "python -m celestial_backend connect FOLDER --title T": _helped,
     "python -m celestial_backend prelabel --project P": _helped,
     "python -m celestial_backend demo": _helped,
+    "python -m celestial_backend doctor": _helped,
     "python -m celestial_backend jobs": _helped,
     "python -m celestial_backend models": _helped,
     "python -m celestial_backend models use TAG --project P": _helped,
