@@ -198,7 +198,7 @@ def _clean(place: Path) -> None:
 def _progress() -> Iterator[Callable[[str], None]]:
     """A line that changes on a terminal; elsewhere one for each stage."""
     if not sys.stderr.isatty():
-        yield lambda text: click.echo(text, err=True)
+        yield lambda text: click.echo(text[:150], err=True)
         return
     with Console(stderr=True).status("") as status:
         yield lambda text: status.update(text[:150])
