@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -172,11 +171,15 @@ def test_what_cannot_be_read_is_left_out(services: Services, tmp_path: Path) -> 
     assert seen.value("celestial_tasks_total", outcome="failed") == 0
 
 
-def test_three_workers_tell_one_truth(backends: Backends, originals: Path, model_store: Path) -> None:
+def test_three_workers_tell_one_truth(
+    backends: Backends, originals: Path, model_store: Path, tmp_path: Path
+) -> None:
     """Thirty tasks in as many requests: each of the processes tells the sum; the folder they share goes with them."""
-    shared = set(Path(tempfile.gettempdir()).glob("celestial-metrics-*"))
-    server = backends(WORKERS="3", CELESTIAL_DATA_FOLDER=originals, BENTOML_HOME=model_store)
-    (folder,) = set(Path(tempfile.gettempdir()).glob("celestial-metrics-*")) - shared
+    (tmp_path / "temporary").mkdir()
+    server = backends(
+        WORKERS="3", CELESTIAL_DATA_FOLDER=originals, BENTOML_HOME=model_store, TMPDIR=tmp_path / "temporary"
+    )
+    (folder,) = (tmp_path / "temporary").glob("celestial-metrics-*")
     for number in range(30):
         server.predict([f"/data/upload/7/0123abcd-{'gone' if number % 10 == 0 else 'Mars'}.png"])
     assert len(list(folder.glob("counter_*.db"))) > 1, "more than one process answered"
