@@ -304,9 +304,10 @@ def test_a_good_set_up(studio: LabelStudioServer, backend: BackendServer) -> Non
     assert [name for name in told.findings if told.state(name) != "ok"] == ["Webhook events"]
     (task,) = studio.import_tasks(project, ["/data/upload/none.png"])
     studio.annotate(task, "Mars")
-    told = doctor()
-    assert {told.state(name) for name in told.findings} == {"ok"}, told.text
-    assert told.findings["Webhook events"]["project"] == project
+    told = doctor()  # other tests leave projects whose backends are gone
+    found = [each for each in json.loads(told.text[told.text.index("{") :])["checks"] if each["project"] == project]
+    assert "Webhook events" in {each["name"] for each in found}
+    assert {each["state"] for each in found} == {"ok"}, told.text
     assert studio.legacy_token not in told.text
     plain = CliRunner().invoke(main, ["doctor", "--project", str(project)])
     assert "0 failed, 0 with a warning" in plain.stdout
