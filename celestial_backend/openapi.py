@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -122,7 +123,7 @@ def document(*, guarded: bool) -> dict[str, Any]:
 def page(made: dict[str, Any]) -> str:
     """The document as HTML, with nothing from elsewhere."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    environment.filters |= {"kind": _kind, "pretty": _pretty}
+    environment.filters |= {"kind": _kind, "pretty": _pretty, "prose": _prose}
     return environment.get_template("docs.html").render(made)
 
 
@@ -181,6 +182,13 @@ def _error(status: str) -> dict[str, Any]:
 
 def _pretty(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _prose(text: str) -> Markup:
+    """A description as HTML: what stands between backticks is code, all else is text."""
+    code = Markup("<code>{}</code>")
+    parts = [code.format(part) if index % 2 else escape(part) for index, part in enumerate(text.split("`"))]
+    return Markup("").join(parts)
 
 
 def _kind(schema: dict[str, Any]) -> str:

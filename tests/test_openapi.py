@@ -188,6 +188,7 @@ def test_the_page_holds_all_of_the_document(client: FlaskClient, document: dict[
     links = Links(page)
     assert {link.removeprefix("#") for link in links.to if link.startswith("#")} <= links.ids
     assert {link for link in links.to if not link.startswith("#")} == {"openapi.json", "data:,"}
+    assert "`" not in page, "what a description has between backticks is shown as code"
     text = re.sub(r"&#?\w+;", "?", page)
     for path in document["paths"]:
         assert path in links.ids
@@ -195,7 +196,8 @@ def test_the_page_holds_all_of_the_document(client: FlaskClient, document: dict[
         assert name in links.ids
         for key, field in schema["properties"].items():
             assert f"<code>{key}</code>" in text
-            assert re.sub(r"[\"'&<>]", "?", field.get("description", "")) in text
+            described = re.sub(r"[\"'&<>]", "?", field.get("description", ""))
+            assert re.sub(r"`(.+?)`", r"<code>\1</code>", described) in text
     assert "&#34;label_config&#34;: &#34;&lt;View&gt;" in page, "the examples are shown"
 
 
