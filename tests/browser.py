@@ -121,10 +121,15 @@ class Annotator:
             self.page.get_by_role("button", name="Submit current annotation").click()
 
     def photograph(self, name: str) -> None:
-        """Keep what is seen, in so few colours that the file is small."""
+        """Keep what is seen."""
         path = self.pictures / f"{name}.png"
         self.page.screenshot(path=path, animations="disabled")
-        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+        shrink(path)
+
+
+def shrink(picture: Path) -> None:
+    """Leave a screenshot so few colours that its file is small."""
+    Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)
 
 
 @contextmanager

@@ -13,12 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
 import requests
 from backend_server import REPOSITORY, free_port
+from browser import annotator, find_chromium
 from label_studio import label_studio_program, networks_without
+from playwright.sync_api import expect
 
 from celestial_backend.demo import MARKER
 from celestial_backend.demo_servers import Server, refused_networks
@@ -89,6 +92,17 @@ def start(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str],
         log.close()
 
 
+def looked_at(program: str, root: str, shown: Shown, pictures: Path) -> None:
+    """The Data Manager, as the printed sign-in opens it: every task with its picture and one prediction."""
+    server: Any = SimpleNamespace(url=root, user=shown["user"], password=shown["password"])
+    with annotator(program, server, pictures) as person:
+        person.open_project(shown["project"])
+        expect(person.page.get_by_text(f"Tasks: {shown['tasks']} / {shown['tasks']}")).to_be_visible()
+        expect(person.page.get_by_text(f"Predictions: {shown['predictions']}")).to_be_visible()
+        person.page.wait_for_load_state("networkidle")
+        person.photograph("demo")
+
+
 @pytest.mark.timeout(600)
 def test_one_command_shows_everything_and_leaves_nothing(
     tmp_path: Path, start: Callable[..., tuple[subprocess.Popen[str], Shown]]
@@ -110,6 +124,8 @@ def test_one_command_shows_everything_and_leaves_nothing(
     form = {"email": shown["user"], "password": shown["password"], "csrfmiddlewaretoken": session.cookies["csrftoken"]}
     session.post(f"{root}/user/login/", data=form, headers={"Referer": root}, timeout=30)
     assert session.get(shown["url"], timeout=30).url == shown["url"]
+    if (program := find_chromium()) is not None:
+        looked_at(program, root, shown, Path(os.environ.get("TEST_SCREENSHOTS") or tmp_path))
 
     second = done(folder)
     assert second.returncode == 6

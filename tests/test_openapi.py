@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import schemathesis
 from backend_server import label_config
-from browser import ARGUMENTS, HOW_TO_GET_ONE, find_chromium
+from browser import ARGUMENTS, HOW_TO_GET_ONE, find_chromium, shrink
 from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -225,7 +226,10 @@ def test_a_browser_shows_the_page_with_nothing_from_elsewhere(address: str, tmp_
         tab.goto(f"{address}/docs")
         assert tab.get_by_role("heading", name="POST /predict").is_visible()
         assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        tab.screenshot(path=tmp_path / "docs.png", full_page=True)
+        tab.get_by_role("heading", name="POST /predict").scroll_into_view_if_needed()
+        seen = Path(os.environ.get("TEST_SCREENSHOTS") or tmp_path) / "docs.png"
+        tab.screenshot(path=seen)
+        shrink(seen)
         chromium.close()
     assert {url for url in asked if not url.startswith("data:")} == {f"{address}/docs"}
     assert said == []
