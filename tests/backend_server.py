@@ -64,7 +64,7 @@ class ServerProcess:
     def log_tail(self, lines: int = 60) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])
 
-    def wait_for_log(self, text: str, since: int = 0, seconds: float = 10) -> None:
+    def wait_for_log(self, text: str, since: int = 0, seconds: float = 30) -> None:
         """Return when `text` stands in the log after its first `since` characters."""
         deadline = time.monotonic() + seconds
         while text not in self.log_text()[since:]:

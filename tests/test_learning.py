@@ -38,7 +38,7 @@ from redis_server import RedisServer
 
 from celestial_backend.renderer import render
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 NEW = ("Comet", "Galaxy")  # the default model has never seen them
 CLASSES = (*BODIES, *NEW)
@@ -115,7 +115,7 @@ def models_of(backend: ServerProcess, project: int) -> dict[str, dict[str, Any]]
     return {row["tag"]: row for row in rows}
 
 
-def wait_for_end(backend: ServerProcess, project: int, seconds: float = 400) -> dict[str, Any]:
+def wait_for_end(backend: ServerProcess, project: int, seconds: float = 1200) -> dict[str, Any]:
     """The project's newest training once it has ended."""
     deadline = time.monotonic() + seconds
     while True:
@@ -246,7 +246,7 @@ def learned(
     mine: set[str] = set()
     others: set[str] = set()
     while not seen or seen[-1]["state"] not in ENDED:
-        assert time.monotonic() < started + 400, f"the training did not end: {seen[-1]}"
+        assert time.monotonic() < started + 1200, f"the training did not end: {seen[-1]}"
         (job,) = jobs_of(backend, project)
         seen.append(job)
         mine.add(setup_says(backend.url, project))

@@ -53,7 +53,7 @@ class Place:
         assert found is not None
         return found
 
-    def wait_for(self, what: Callable[[], Any], seconds: float = 20) -> Any:
+    def wait_for(self, what: Callable[[], Any], seconds: float = 60) -> Any:
         """What comes of it, as soon as it is true."""
         deadline = time.monotonic() + seconds
         while not (found := what()):
@@ -61,7 +61,7 @@ class Place:
             time.sleep(0.03)
         return found
 
-    def ended(self, job_id: str, seconds: float = 20) -> Job:
+    def ended(self, job_id: str, seconds: float = 60) -> Job:
         self.wait_for(lambda: self.job(job_id).ended, seconds)
         return self.job(job_id)
 
