@@ -142,6 +142,11 @@ def _compose_up() -> None:
     assert (REPOSITORY / "docker-compose.yml").is_file()  # what it does is tested in test_docker.py
 
 
+def _compose_scale() -> None:
+    """Both files are there; what they do together is tested in test_docker_scale.py and test_scale.py."""
+    assert (REPOSITORY / "docker-compose.scale.yml").is_file()
+
+
 def _worker_image() -> None:
     """It stops as the compose file's worker does, and runs the same command on the same volume."""
     (command,) = [command for command in COMMANDS if command.startswith("docker run") and "huey_consumer" in command]
@@ -180,6 +185,7 @@ CHECKS: dict[str, Any] = {
     "python -m celestial_backend models use TAG --project P": _helped,
     "huey_consumer celestial_backend.worker.huey": _consumer,
     "docker compose up": _compose_up,
+    "docker compose -f docker-compose.yml -f docker-compose.scale.yml up": _compose_scale,
     "docker build -t celestial-backend .": _image,
     "docker run --rm -p 127.0.0.1:9090:9090 -v celestial-state:/data celestial-backend": _image,
     "docker run --rm --init --stop-signal SIGINT --stop-timeout 2100 -v celestial-state:/data celestial-backend "
