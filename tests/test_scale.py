@@ -41,12 +41,12 @@ class Cluster(Place):
     """
     Backends by the image's command, workers by the compose file's, one state folder and model store for all.
 
-    What has a restart policy there is started again here by the test that ended it.
+    What has a restart policy there is started again here by `mend`.
     """
 
     def __init__(self, folder: Path, store: Path, queue: redis_server.RedisServer) -> None:
         super().__init__(folder, store, REDIS_URL=queue.url, CELESTIAL_ALLOWED_HOSTS=HERE)
-        self.queue = queue
+        self.others: list[ServerProcess] = [queue]
         self.faults["FAULT_LEARN"] = str(RUNS_S)
         self.ports = [free_port() for _ in range(3)]
         self.backends: list[ServerProcess] = []
@@ -55,13 +55,20 @@ class Cluster(Place):
     def start(self, nginx: str) -> None:
         self.backends = [self._backend(port) for port in self.ports]
         self.nginx = NginxServer(nginx, self.folder, self.ports)
-        for _ in range(2):
-            self.start_worker()
+        self.others.append(self.nginx)
         for number in range(3):
             self.wait_to_serve(number)
 
-    def start_worker(self) -> ServerProcess:
-        return self.worker([BIN / WORKER["command"][0], *WORKER["command"][1:]])
+    def mend(self) -> None:
+        """Start again what a test has ended."""
+        for number, backend in enumerate(self.backends):
+            if backend.process.poll() is not None:
+                self.start_again(number)
+        while len(self.living_workers()) < 2:
+            self.worker([BIN / WORKER["command"][0], *WORKER["command"][1:]])
+
+    def living_workers(self) -> list[ServerProcess]:
+        return [worker for worker in self.workers if worker.process.poll() is None]
 
     def start_again(self, number: int) -> None:
         """Start a killed backend; return when nginx has noticed."""
@@ -77,7 +84,7 @@ class Cluster(Place):
         return ServerProcess(json.loads(arguments("CMD")[0]), cwd=REPOSITORY, environ=environ, log=log)
 
     def wait_to_serve(self, number: int) -> None:
-        """Return when a backend has its model loaded."""
+        """Return when a backend answers a prediction."""
         self.backends[number].wait_for_answer(f"{self.urls[number]}/health", 60)
         predict(self.urls[number], ["data:,"])
 
@@ -117,12 +124,12 @@ class Cluster(Place):
         for server in (*self.workers, *self.backends):
             server.process.kill()  # with nothing to save, and their groups are gone through below
         super().stop()
-        for server in (*self.backends, self.nginx, self.queue):
+        for server in (*self.backends, *self.others):
             server.stop()
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Cluster]:
+def started(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Cluster]:
     nginx, redis = find_nginx(), redis_server.find_redis_server()
     if nginx is None or redis is None:
         lacking = HOW_TO_GET_ONE if nginx is None else redis_server.HOW_TO_GET_ONE
@@ -134,6 +141,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iter
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture
+def cluster(started: Cluster, label_studio: LabelStudioServer) -> Cluster:  # noqa: ARG001 - keeps all in one process
+    started.mend()
+    return started
 
 
 class Pictures:
@@ -256,7 +269,6 @@ def test_label_studio_gets_all_predictions_from_a_killed_backend(
     assert {each["task"]: choice_of(each) for each in stored} == {task: expected[url] for task, url in tasks.items()}
     assert len(stored) == 20
     assert {each["model_version"] for each in stored} == {version(cluster.nginx.url, project)}
-    cluster.start_again(victim)
 
 
 def test_label_studio_shows_why_a_backend_behind_nginx_refuses(
@@ -295,7 +307,7 @@ def test_a_training_survives_its_worker(cluster: Cluster) -> None:
     job = cluster.press(9)
     cluster.stage(job, "reading labels")
     first = cluster.wait_for(trained_by)
-    victim, other = sorted(cluster.workers[-2:], key=lambda worker: worker.process.pid != first)
+    victim, other = sorted(cluster.living_workers(), key=lambda worker: worker.process.pid != first)
     assert victim.process.pid == first
     os.killpg(first, signal.SIGKILL)
     killed = time.monotonic()
@@ -306,4 +318,3 @@ def test_a_training_survives_its_worker(cluster: Cluster) -> None:
     assert (ended.state, ended.attempts) == (PUBLISHED, 2)
     assert cluster.publications().count(job) == 1
     assert {version(url, 9) for url in cluster.everywhere} == {ended.outcome["tag"]}
-    cluster.start_worker()
