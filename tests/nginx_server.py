@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backend_server import REPOSITORY, ServerProcess, free_port, plain_environ
 
-HOW_TO_GET_ONE = "No nginx found for the tests of several backends; get one with: apt-get install nginx-light"
+HOW_TO_GET_ONE = "No nginx found for the tests of several backends; get one with: apt-get install nginx"
 CONFIGURATION = REPOSITORY / "nginx.conf"
 ARGUMENTS = ("-e", "stderr", "-p", "/tmp/", "-c", "/etc/nginx/nginx.conf")  # noqa: S108 - the compose file's, and compared
 
