@@ -1,0 +1,113 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.album import drawn, lay_out, pictures_in
+from benchmarks.batch import batch
+from benchmarks.bench import QUICK, Bench, BenchmarkError, Sizes
+from benchmarks.chart import chart
+from benchmarks.memory import growth, memory
+from benchmarks.packages import cache_folder
+from benchmarks.report import table_of, text_of
+from benchmarks.single import single
+from benchmarks.start import start
+from benchmarks.studio import studio
+
+PARTS: dict[str, tuple[str, Callable[[Bench], dict[str, Any]]]] = {
+    "start": ("From start to the first /setup and the first prediction.", start),
+    "single": ("One task per request, from 1, 8 and 32 clients.", single),
+    "batch": ("1,000 tasks in one request, pictures on disk and over HTTP.", batch),
+    "studio": ("Retrieve Predictions and prelabel on a real Label Studio.", studio),
+    "memory": ("Memory of the web process over 10,000 tasks.", memory),
+    "growth": ("Seconds and memory from 100 to 100,000 tasks in one request.", growth),
+}
+
+
+class _Command(click.Command):
+    """Lists the parts in its help."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Parts"):
+            formatter.write_dl([(name, sentence) for name, (sentence, _) in PARTS.items()])
+
+
+@click.command(cls=_Command)
+@click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)), metavar="[PARTS]...")
+@click.option("--quick", is_flag=True, help="Everything small: shows that it runs, its figures say little.")
+@click.option(
+    "--pictures", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of real pictures in place of drawn ones.",
+)  # fmt: skip
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("benchmarks/results"),
+    show_default=True, help="Folder for the JSON and the picture.",
+)  # fmt: skip
+@click.option(
+    "--table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Only print the Markdown table of an earlier run's JSON.",
+)  # fmt: skip
+def main(parts: tuple[str, ...], pictures: Path | None, output: Path, table: Path | None, *, quick: bool) -> None:
+    """
+    Measure this backend beside two others and the limit; all PARTS, or some.
+
+    Prints ratios first and figures second, and writes both as JSON and a picture.
+    """
+    if table is not None:
+        click.echo(table_of(json.loads(table.read_text())))
+        return
+    sizes = QUICK if quick else Sizes()
+    try:
+        with tempfile.TemporaryDirectory(prefix="celestial-benchmarks-") as folder:
+            results = _measure(Path(folder), sizes, pictures, parts or tuple(PARTS))
+    except BenchmarkError as error:
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    results["about"]["quick"] = quick
+    output.mkdir(parents=True, exist_ok=True)
+    name = "quick" if quick else "results"
+    (output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output / f"{name}.svg").write_text(chart(results))
+    click.echo(text_of(results))
+    click.echo(f"Written: {output / name}.json and .svg", err=True)
+
+
+def _measure(folder: Path, sizes: Sizes, pictures: Path | None, parts: tuple[str, ...]) -> dict[str, Any]:
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    if pictures is None:
+        say(f"Drawing {sizes.pictures} pictures, once")
+        paths = drawn(cache_folder() / "benchmark-pictures", sizes.pictures)
+    else:
+        paths = pictures_in(pictures, sizes.pictures)
+        if not paths:
+            raise BenchmarkError(f"The folder of --pictures must hold a picture, and {pictures} holds none.")
+    bench = Bench(folder, sizes, lay_out(folder, paths), say)
+    bench.fill_store()
+    results: dict[str, Any] = {"about": _machine() | {"pictures": bench.album.about(), "parts": list(parts)}}
+    for part in PARTS:
+        if part in parts:
+            say(f"\n{part}: {PARTS[part][0]}")
+            results[part] = PARTS[part][1](bench)
+    return results
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("tensorflow", "keras", "bentoml", "pillow", "label-studio-ml")},
+    }

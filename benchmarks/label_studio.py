@@ -1,0 +1,122 @@
+"""A real Label Studio of the benchmark's own, asked over its API."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import requests
+
+from benchmarks.bench import Bench, BenchmarkError
+from benchmarks.packages import cache_folder
+from benchmarks.tasks import LABEL_CONFIG
+from celestial_backend.demo_servers import (
+    HOST,
+    Server,
+    free_port,
+    label_studio_program,
+    plain_environ,
+    refused_networks,
+)
+from celestial_backend.linking import create_project, register, tasks_of
+from celestial_backend.settings import Settings
+from celestial_backend.studio import Studio
+from celestial_backend.uploads import upload
+
+START_S = 300.0
+CALL_S = 1800.0
+
+
+class LabelStudio(Server):
+    """Runs while its ``with`` block does."""
+
+    def __init__(self, bench: Bench) -> None:
+        place = bench.folder / "studio"
+        place.mkdir()
+        super().__init__(place, "Label-Studio")
+        self.port, self.token = free_port(), secrets.token_hex(20)
+        self.url = f"http://{HOST}:{self.port}"
+        self.uploads = place / "data"
+        self.uploads.mkdir()
+        self.studio = Studio(Settings(label_studio_url=self.url, label_studio_api_key=self.token))
+        program = _program(bench)
+        own = {
+            "LABEL_STUDIO_BASE_DATA_DIR": str(self.uploads),
+            "LABEL_STUDIO_HOST": self.url,
+            "LABEL_STUDIO_USERNAME": "benchmark@example.com",
+            "LABEL_STUDIO_PASSWORD": secrets.token_urlsafe(12),
+            "LABEL_STUDIO_USER_TOKEN": self.token,
+            "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
+            "USE_DEFAULT_BANNED_SUBNETS": "false",
+            "USER_ADDITIONAL_BANNED_SUBNETS": refused_networks(),
+            "COLLECT_ANALYTICS": "false",
+            "LATEST_VERSION_CHECK": "false",
+            "SENTRY_DSN": "",
+            "FRONTEND_SENTRY_DSN": "",
+            "FEATURE_FLAGS_OFFLINE": "true",
+        }
+        command: list[str | Path] = [program, "start", "--no-browser", "--internal-host", HOST]
+        self.start([*command, "--port", str(self.port)], plain_environ() | own, place)
+
+    def __enter__(self) -> Self:
+        try:
+            self.wait_for_answer(f"{self.url}/health", START_S)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def upload(self, paths: Sequence[Path]) -> list[str]:
+        """Upload pictures, into a project of their own; what stands in its tasks."""
+        project = create_project(self.studio, "Pictures", LABEL_CONFIG)
+        upload(self.studio, project, paths, lambda done, total: None)  # noqa: ARG005 - nobody watches
+        return [str(task["data"]["image"]) for task in tasks_of(self.studio, project)]
+
+    def project(self, title: str, addresses: Sequence[str], backend_url: str) -> int:
+        """A project with a task for each address, connected with a backend."""
+        project = create_project(self.studio, title, LABEL_CONFIG)
+        self._call("POST", f"/api/projects/{project}/import", [{"data": {"image": address}} for address in addresses])
+        register(self.studio, project, backend_url, title)
+        return project
+
+    def retrieve(self, project: int) -> float:
+        """The seconds of the Data Manager's *Retrieve Predictions* for all tasks."""
+        body = {"selectedItems": {"all": True, "excluded": []}}
+        started = time.perf_counter()
+        self._call("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", body)
+        return time.perf_counter() - started
+
+    def see_predictions(self, project: int, count: int) -> None:
+        """
+        See that a project has so many predictions.
+
+        Raises:
+            BenchmarkError: It has not, so no time of it counts.
+        """
+        had = self._call("GET", f"/api/projects/{project}/")["total_predictions_number"]
+        if had != count:
+            raise BenchmarkError(f"{count} tasks must have got as many predictions, got {had}. See {self.log}.")
+
+    def _call(self, method: str, path: str, body: object = None) -> Any:
+        headers = {"Authorization": f"Token {self.token}"}
+        answer = requests.request(method, self.url + path, json=body, headers=headers, timeout=CALL_S)
+        if not answer.ok:
+            raise BenchmarkError(f"Label Studio must take {method} {path}, and said {answer.text[:500]}")
+        return answer.json()
+
+
+def _program(bench: Bench) -> Path:
+    """Label Studio's start program, made on first use; it is the one that the tests use too."""
+    given = os.environ.get("TEST_LABEL_STUDIO_VENV")
+    with (cache_folder() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return label_studio_program(cache_folder(), Path(given) if given else None, bench.say)
