@@ -2,57 +2,54 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 from benchmarks.bench import Bench
 from benchmarks.load import ask
-from benchmarks.servers import BACKENDS, Backend, ours, picture_host
+from benchmarks.servers import BACKENDS, Backend, BareBatch, ours, picture_host
 from benchmarks.tasks import check
 from celestial_backend.demo_servers import HOST
-from celestial_backend.settings import Settings
 
 WARM_UP = 64
 
 
 def batch(bench: Bench) -> dict[str, Any]:
-    """Tasks a second from disk and over HTTP: ours and the limit; the peers from disk."""
-    count, rounds = bench.sizes.tasks, range(bench.sizes.rounds)
+    """
+    Tasks a second from disk and over HTTP: ours and the limit, in turns; the peers from disk.
+
+    The limit is the bare work in one process, with as many threads and as large forward passes as ours.
+    """
     found: dict[str, Any] = {"disk": {}, "http": {}}
     with picture_host(bench) as host:
-        on_host = [f"{host.url}/{name}" for name in bench.album.take(count)]
+        names = bench.album.take(bench.sizes.tasks)
+        on_host = [f"{host.url}/{name}" for name in names]
         for way, addresses, place in (
-            ("disk", bench.album.addresses(count), str(bench.album.originals)),
+            ("disk", bench.album.addresses(len(names)), str(bench.album.originals)),
             ("http", on_host, host.url),
         ):
-            with ours(bench, CELESTIAL_ALLOWED_HOSTS=HOST) as backend:
+            with ours(bench, CELESTIAL_ALLOWED_HOSTS=HOST) as backend, BareBatch(bench, place, names) as bare:
                 backend.ready().predict(addresses[:WARM_UP])
-                found[way]["ours"] = _paces(count, [backend.predict(addresses) for _ in rounds])
-            found[way]["limit"] = _limit(bench, place)
+                ways = {"ours": partial(backend.predict, addresses), "limit": bare.round}
+                found[way] = _in_turns(bench, len(names), ways)
+                found[way]["limit"]["alone_ms"] = bare.alone_ms
             bench.say(f"{way}: ours {found[way]['ours']['per_s']}, limit {found[way]['limit']['per_s']} tasks a second")
-    for name, asked in (("stock", _in_one_request), ("tutorial", _one_by_one)):
-        addresses = bench.album.addresses(bench.sizes.peer_tasks)
-        with BACKENDS[name](bench) as backend:
-            backend.ready()
-            found["disk"][name] = _paces(len(addresses), [asked(backend, addresses)])
-        bench.say(f"{name}: {found['disk'][name]['per_s']} tasks a second")
+    addresses = bench.album.addresses(bench.sizes.peer_tasks)
+    with BACKENDS["stock"](bench) as stock, BACKENDS["tutorial"](bench) as tutorial:
+        stock.ready()
+        tutorial.ready()
+        ways = {"stock": partial(stock.predict, addresses), "tutorial": partial(_one_by_one, tutorial, addresses)}
+        found["disk"] |= _in_turns(bench, len(addresses), ways)
     return found
 
 
-def _limit(bench: Bench, place: str) -> dict[str, Any]:
-    """A process that does the bare work with as many threads and as large passes as ours."""
-    sizes, settings = bench.sizes, Settings()
-    numbers = [sizes.tasks, settings.fetch_threads, settings.batch_size, sizes.rounds]
-    module = ["benchmarks.peers.bare_batch", place, *numbers, *bench.album.names]
-    told = json.loads(bench.run(module, bench.environ()))
-    return _paces(sizes.tasks, told["seconds"]) | {"alone_ms": round(told["alone_ms"], 2)}
-
-
-def _in_one_request(backend: Backend, addresses: Sequence[str]) -> float:
-    return backend.predict(addresses)
+def _in_turns(bench: Bench, count: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, Any]:
+    """Each way once in every round, so that a slow minute of the machine hits all of them."""
+    rounds = [{name: way() for name, way in ways.items()} for _ in range(bench.sizes.rounds)]
+    return {name: _paces(count, [turn[name] for turn in rounds]) for name in ways}
 
 
 def _one_by_one(backend: Backend, addresses: Sequence[str]) -> float:

@@ -27,7 +27,7 @@ class Sizes:
 
     pictures: int = 40
     clients: tuple[int, ...] = (1, 8, 32)
-    requests: int = 400  # of one task, for each number of clients
+    requests: int = 150  # of one task in each round, for each number of clients
     tasks: int = 1000  # in one request, and in a project of Label Studio
     peer_tasks: int = 200  # for the peers, which take a second for a dozen
     rounds: int = 3

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -68,6 +69,7 @@ def main(parts: tuple[str, ...], pictures: Path | None, output: Path, table: Pat
     if table is not None:
         click.echo(table_of(json.loads(table.read_text())))
         return
+    signal.signal(signal.SIGTERM, _interrupt)
     sizes = QUICK if quick else Sizes()
     try:
         with tempfile.TemporaryDirectory(prefix="celestial-benchmarks-") as folder:
@@ -103,6 +105,10 @@ def _measure(folder: Path, sizes: Sizes, pictures: Path | None, parts: tuple[str
             say(f"\n{part}: {PARTS[part][0]}")
             results[part] = PARTS[part][1](bench)
     return results
+
+
+def _interrupt(_sign: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt  # so that the servers are ended
 
 
 def _machine() -> dict[str, Any]:

@@ -102,6 +102,41 @@ class Limit(Backend):
         return self.until_prediction()
 
 
+class BareBatch:
+    """The bare work of many pictures, in a process that waits to be told; see `peers/bare_batch.py`."""
+
+    def __init__(self, bench: Bench, place: str, names: Sequence[str]) -> None:
+        settings = Settings()
+        command = [sys.executable, "-m", "benchmarks.peers.bare_batch", place, str(settings.fetch_threads),
+                   str(settings.batch_size), *names]  # fmt: skip
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            command, cwd=REPOSITORY, env=bench.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Self:
+        self.alone_ms = round(self._number(), 2)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def round(self) -> float:
+        """The seconds of all pictures once."""
+        return self._number("\n")
+
+    def _number(self, line: str = "") -> float:
+        told, says = self._process.stdin, self._process.stdout
+        assert told is not None  # noqa: S101 - both are pipes
+        assert says is not None  # noqa: S101
+        told.write(line)
+        told.flush()
+        said = says.readline()
+        if not said:
+            raise BenchmarkError("The bare work must go on, and its process ended.")
+        return float(said)
+
+
 def ours(bench: Bench, **settings: object) -> Backend:
     """Ours, by the README's command, with pictures on Label Studio's disk."""
     backend = Backend(bench, "ours")

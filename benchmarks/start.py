@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -11,26 +12,23 @@ from benchmarks.servers import Backend, ours, stock, tutorial
 
 def start(bench: Bench) -> dict[str, Any]:
     """The middle of some starts; "first" is ours with nothing there yet, neither state nor model store."""
-    ways = {
+    ways: dict[str, Callable[[Bench], Backend]] = {
         "ours": ours,
         "first": lambda bench: ours(bench, BENTOML_HOME=_fresh(bench)),
         "stock": stock,
         "tutorial": tutorial,
     }
-    found = {}
-    for name, way in ways.items():
-        times = []
-        for _ in range(bench.sizes.rounds):
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(bench.sizes.rounds):
+        for name, way in ways.items():
             with way(bench) as backend:
-                times.append(_first_answers(backend))
-        setup_s, predict_s = (median(column) for column in zip(*times, strict=True))
+                times[name].append((backend.until_setup(), backend.until_prediction()))
+    found = {}
+    for name, answers in times.items():
+        setup_s, predict_s = (median(column) for column in zip(*answers, strict=True))
         found[name] = {"setup_s": round(setup_s, 3), "predict_s": round(predict_s, 3)}
         bench.say(f"{name}: /setup after {setup_s:.2f} s, a prediction after {predict_s:.2f} s")
     return found
-
-
-def _first_answers(backend: Backend) -> tuple[float, float]:
-    return backend.until_setup(), backend.until_prediction()
 
 
 def _fresh(bench: Bench) -> str:

@@ -1,17 +1,17 @@
 """
 The limit for many tasks: all pictures decoded and preprocessed by threads, forward passes as they come.
 
-Usage: ``python -m benchmarks.peers.bare_batch FOLDER_OR_URL COUNT THREADS CHUNK ROUNDS NAME...``. Prints, as JSON,
-the seconds of each round, and the milliseconds in the middle of one picture after the other in one thread.
+Usage: ``python -m benchmarks.peers.bare_batch FOLDER_OR_URL THREADS CHUNK NAME...``. Prints the milliseconds in
+the middle of one picture after the other in one thread; then, for each line on its standard input, the seconds of
+all pictures.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from itertools import islice
@@ -24,23 +24,23 @@ from benchmarks.peers.bare import Bare
 ALONE = 100
 
 
-def main(place: str, numbers: list[int], names: list[str]) -> None:
-    """Measure, and print what was found."""
-    count, threads, chunk, rounds = numbers
+def main(place: str, threads: int, chunk: int, names: Sequence[str]) -> None:
+    """Measure when told to."""
     bare, read = Bare(), _reader(place)
-    taken = [names[number % len(names)] for number in range(count)]
     alone = []
-    for name in taken[:ALONE]:
+    for name in names[:ALONE]:
         started = time.perf_counter()
         bare.forward([bare.prepare(read(name))])
         alone.append(time.perf_counter() - started)
     with ThreadPoolExecutor(threads) as pool:
-        seconds = [_round(bare, pool, read, taken, chunk) for _ in range(rounds + 1)][1:]  # the first warms up
-    sys.stdout.write(json.dumps({"seconds": seconds, "alone_ms": median(alone) * 1000}))
+        _round(bare, pool, read, names, chunk)  # the first is slower, and counts nowhere
+        _say(median(alone) * 1000)
+        for _ in sys.stdin:
+            _say(_round(bare, pool, read, names, chunk))
 
 
 def _round(
-    bare: Bare, pool: ThreadPoolExecutor, read: Callable[[str], bytes], names: list[str], chunk: int
+    bare: Bare, pool: ThreadPoolExecutor, read: Callable[[str], bytes], names: Sequence[str], chunk: int
 ) -> float:
     started = time.perf_counter()
     prepared = pool.map(lambda name: bare.prepare(read(name)), names)
@@ -67,5 +67,10 @@ def _reader(place: str) -> Callable[[str], bytes]:
     return fetch
 
 
+def _say(number: float) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], [int(text) for text in sys.argv[2:6]], sys.argv[6:])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
