@@ -15,6 +15,7 @@ from benchmarks.tasks import check
 from celestial_backend.demo_servers import HOST
 
 WARM_UP = 64
+Ways = Mapping[str, Callable[[], float]]  # by a backend's name, what measures once, in seconds
 
 
 def batch(bench: Bench) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def batch(bench: Bench) -> dict[str, Any]:
         ):
             with ours(bench, CELESTIAL_ALLOWED_HOSTS=HOST) as backend, BareBatch(bench, place, names) as bare:
                 backend.ready().predict(addresses[:WARM_UP])
-                ways = {"ours": partial(backend.predict, addresses), "limit": bare.round}
+                ways: Ways = {"ours": partial(backend.predict, addresses), "limit": bare.round}
                 found[way] = _in_turns(bench, len(names), ways)
                 found[way]["limit"]["alone_ms"] = bare.alone_ms
             bench.say(f"{way}: ours {found[way]['ours']['per_s']}, limit {found[way]['limit']['per_s']} tasks a second")
@@ -46,7 +47,7 @@ def batch(bench: Bench) -> dict[str, Any]:
     return found
 
 
-def _in_turns(bench: Bench, count: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, Any]:
+def _in_turns(bench: Bench, count: int, ways: Ways) -> dict[str, Any]:
     """Each way once in every round, so that a slow minute of the machine hits all of them."""
     rounds = [{name: way() for name, way in ways.items()} for _ in range(bench.sizes.rounds)]
     return {name: _paces(count, [turn[name] for turn in rounds]) for name in ways}

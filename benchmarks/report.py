@@ -126,7 +126,7 @@ def _studio(found: Results) -> Iterator[Ratio]:
 
 def _start(found: Results) -> Iterator[Ratio]:
     mine, two_s = found["ours"], 2.0
-    yield Ratio("Start to the first `/setup`: by two seconds", mine["setup_s"] / two_s, f"{mine['setup_s']:.2f} s, 2 s",
+    yield Ratio("Start to the first `/setup`, as a share of two seconds", mine["setup_s"] / two_s, f"{mine['setup_s']:.2f} s, 2 s",
                 most=1.0)  # fmt: skip
     for name, what in (("setup_s", "`/setup`"), ("predict_s", "prediction")):
         for other in ("tutorial", "stock"):

@@ -90,7 +90,7 @@ def test_help_lists_the_parts() -> None:
             "*Retrieve Predictions* of 1,000, pictures on disk: time by constant predictions'", "1.15", "≤ 1.1", "no",
             id="median of rounds",
         ),
-        pytest.param("Start to the first `/setup`: by two seconds", "0.75", "≤ 1", "yes", id="start"),
+        pytest.param("Start to the first `/setup`, as a share of two seconds", "0.75", "≤ 1", "yes", id="start"),
         pytest.param(
             "Memory after 10,000 tasks: by that after 1,000", "1.02", "≥ 0.95 and ≤ 1.05", "yes", id="memory"
         ),
@@ -125,6 +125,14 @@ def test_the_table_comes_from_the_json(tmp_path: Path) -> None:
     rows = [line.strip("|").split(" | ") for line in printed.splitlines()]
     assert {len(row) for row in rows} == {5}
     assert "| One task per request, one client: p50 by the limit's | 2.50 | ≤ 3 | yes | 5.0 ms, 2.0 ms |" in printed
+
+
+def test_the_readme_shows_the_measured_figures() -> None:
+    """Its table is the one that the kept results give, and there is none without them."""
+    kept = REPOSITORY / "benchmarks" / "results" / "results.json"
+    section = (REPOSITORY / "README.md").read_text().split("\n## How fast it is\n")[1].split("\n## ")[0]
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    assert table == (table_of(json.loads(kept.read_text())) if kept.exists() else "")
 
 
 def test_ratios_come_before_figures() -> None:

@@ -130,6 +130,15 @@ def _helped(command: str) -> None:
         assert word in shown
 
 
+def _benchmarks() -> None:
+    """Nothing is measured; the options that the text names are there."""
+    asked = [sys.executable, "-m", "benchmarks", "--help"]
+    shown = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    section = README.split("## How fast it is", 1)[1].split("\n## ", 1)[0]
+    for option in re.findall(r"--[a-z]+", section):
+        assert option in shown
+
+
 def _consumer() -> None:
     """The name is what the worker's file gives, and the compose file says the same."""
     code = "from celestial_backend.worker import huey; print(huey.name)"
@@ -183,6 +192,7 @@ CHECKS: dict[str, Any] = {
     "python -m celestial_backend jobs": _helped,
     "python -m celestial_backend models": _helped,
     "python -m celestial_backend models use TAG --project P": _helped,
+    "python -m benchmarks": _benchmarks,
     "huey_consumer celestial_backend.worker.huey": _consumer,
     "docker compose up": _compose_up,
     "docker compose -f docker-compose.yml -f docker-compose.scale.yml up": _compose_scale,
