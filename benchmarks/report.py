@@ -91,7 +91,7 @@ def _single(found: Results) -> Iterator[Ratio]:
         for other, most in (("tutorial", 1 / 20), ("limit", 3.0), ("stock", None)):
             theirs = found[other][clients]
             yield Ratio(
-                f"One task per request, {crowd}: p50 by the {KNOWN_AS[other]}'s",
+                f"One task per request, {crowd}: p50 ÷ the {KNOWN_AS[other]}'s",
                 mine["p50_ms"] / theirs["p50_ms"],
                 f"{mine['p50_ms']:.1f} ms, {theirs['p50_ms']:.1f} ms",
                 most=most if clients == "1" else None,
@@ -105,7 +105,7 @@ def _batch(found: Results) -> Iterator[Ratio]:
             if other in found[way]:
                 theirs = found[way][other]
                 yield Ratio(
-                    f"{mine['tasks']:,} tasks in one request, pictures {where}: throughput by the {KNOWN_AS[other]}'s",
+                    f"{mine['tasks']:,} tasks in one request, pictures {where}: throughput ÷ the {KNOWN_AS[other]}'s",
                     mine["per_s"] / theirs["per_s"],
                     f"{mine['per_s']:.0f}/s, {theirs['per_s']:.0f}/s",
                     least=0.85 if other == "limit" and way == "disk" else None,
@@ -115,10 +115,10 @@ def _batch(found: Results) -> Iterator[Ratio]:
 def _studio(found: Results) -> Iterator[Ratio]:
     count, instant = found["tasks"], median(found["constant_s"])
     for name, what, most in (
-        ("disk_s", "*Retrieve Predictions* of {}, pictures on disk: time by constant predictions'", 1.1),
-        ("http_s", "*Retrieve Predictions* of {}, pictures over HTTP: time by constant predictions'", None),
-        ("prelabel_disk_s", "`prelabel` of {}, pictures on disk: time by *Retrieve* of constant predictions'", None),
-        ("prelabel_http_s", "`prelabel` of {}, pictures over HTTP: time by *Retrieve* of constant predictions'", None),
+        ("disk_s", "*Retrieve Predictions* of {}, pictures on disk: time ÷ constant predictions'", 1.1),
+        ("http_s", "*Retrieve Predictions* of {}, pictures over HTTP: time ÷ constant predictions'", None),
+        ("prelabel_disk_s", "`prelabel` of {}, pictures on disk: time ÷ *Retrieve* of constant predictions'", None),
+        ("prelabel_http_s", "`prelabel` of {}, pictures over HTTP: time ÷ *Retrieve* of constant predictions'", None),
     ):
         mine = median(found[name])
         yield Ratio(what.format(f"{count:,}"), mine / instant, f"{mine:.1f} s, {instant:.1f} s", most=most)
@@ -126,31 +126,31 @@ def _studio(found: Results) -> Iterator[Ratio]:
 
 def _start(found: Results) -> Iterator[Ratio]:
     mine, two_s = found["ours"], 2.0
-    yield Ratio("Start to the first `/setup`, as a share of two seconds", mine["setup_s"] / two_s, f"{mine['setup_s']:.2f} s, 2 s",
-                most=1.0)  # fmt: skip
+    yield Ratio("Start to the first `/setup`, as a share of two seconds", mine["setup_s"] / two_s,
+                f"{mine['setup_s']:.2f} s, 2 s", most=1.0)  # fmt: skip
     for name, what in (("setup_s", "`/setup`"), ("predict_s", "prediction")):
         for other in ("tutorial", "stock"):
-            yield Ratio(f"Start to the first {what}: by the {KNOWN_AS[other]}'s", mine[name] / found[other][name],
+            yield Ratio(f"Start to the first {what}: ÷ the {KNOWN_AS[other]}'s", mine[name] / found[other][name],
                         f"{mine[name]:.2f} s, {found[other][name]:.2f} s")  # fmt: skip
 
 
 def _memory(found: Results) -> Iterator[Ratio]:
     counts = sorted(map(int, found["after_mb"]))
     first, last = (found["after_mb"][str(count)] for count in (counts[0], counts[-1]))
-    yield Ratio(f"Memory after {counts[-1]:,} tasks: by that after {counts[0]:,}", last / first,
+    yield Ratio(f"Memory after {counts[-1]:,} tasks: ÷ that after {counts[0]:,}", last / first,
                 f"{last:.0f} MB, {first:.0f} MB", least=0.95, most=1.05)  # fmt: skip
     idle = found["idle_mb"]
-    yield Ratio(f"Memory after {counts[-1]:,} tasks: by that after the first prediction", last / idle,
+    yield Ratio(f"Memory after {counts[-1]:,} tasks: ÷ that after the first prediction", last / idle,
                 f"{last:.0f} MB, {idle:.0f} MB")  # fmt: skip
     peak = found["peak_mb"]
-    yield Ratio("Memory at its peak: by that after the first prediction", peak / idle, f"{peak:.0f} MB, {idle:.0f} MB")
+    yield Ratio("Memory at its peak: ÷ that after the first prediction", peak / idle, f"{peak:.0f} MB, {idle:.0f} MB")
 
 
 def _growth(found: Results) -> Iterator[Ratio]:
     first, last = found["steps"][0], found["steps"][-1]
     each = [step["seconds"] / step["tasks"] * 1000 for step in (first, last)]
-    yield Ratio(f"Time of one task among {last['tasks']:,} in a request: by one among {first['tasks']:,}",
+    yield Ratio(f"Time of one task among {last['tasks']:,} in a request: ÷ one among {first['tasks']:,}",
                 each[1] / each[0], f"{each[1]:.2f} ms, {each[0]:.2f} ms")  # fmt: skip
     peaks = [step["peak_mb"] for step in (first, last)]
-    yield Ratio(f"Peak of memory with {last['tasks']:,} tasks in a request: by that with {first['tasks']:,}",
+    yield Ratio(f"Peak of memory with {last['tasks']:,} tasks in a request: ÷ that with {first['tasks']:,}",
                 peaks[1] / peaks[0], f"{peaks[1]:.0f} MB, {peaks[0]:.0f} MB")  # fmt: skip

@@ -76,25 +76,25 @@ def test_help_lists_the_parts() -> None:
 @pytest.mark.parametrize(
     ("what", "shown", "aim", "met"),
     [
-        pytest.param("One task per request, one client: p50 by the tutorial's", "1/20.0", "≤ 1/20", "yes", id="guide"),
-        pytest.param("One task per request, one client: p50 by the limit's", "2.50", "≤ 3", "yes", id="limit"),
-        pytest.param("One task per request, one client: p50 by the SDK's template's", "1/16.0", "", "", id="no aim"),
+        pytest.param("One task per request, one client: p50 ÷ the tutorial's", "1/20.0", "≤ 1/20", "yes", id="guide"),
+        pytest.param("One task per request, one client: p50 ÷ the limit's", "2.50", "≤ 3", "yes", id="limit"),
+        pytest.param("One task per request, one client: p50 ÷ the SDK's template's", "1/16.0", "", "", id="no aim"),
         pytest.param(
-            "1,000 tasks in one request, pictures on disk: throughput by the limit's", "0.90", "≥ 0.85", "yes",
+            "1,000 tasks in one request, pictures on disk: throughput ÷ the limit's", "0.90", "≥ 0.85", "yes",
             id="disk",
         ),
         pytest.param(
-            "1,000 tasks in one request, pictures over HTTP: throughput by the limit's", "0.50", "", "", id="http"
+            "1,000 tasks in one request, pictures over HTTP: throughput ÷ the limit's", "0.50", "", "", id="http"
         ),
         pytest.param(
-            "*Retrieve Predictions* of 1,000, pictures on disk: time by constant predictions'", "1.15", "≤ 1.1", "no",
+            "*Retrieve Predictions* of 1,000, pictures on disk: time ÷ constant predictions'", "1.15", "≤ 1.1", "no",
             id="median of rounds",
         ),
         pytest.param("Start to the first `/setup`, as a share of two seconds", "0.75", "≤ 1", "yes", id="start"),
         pytest.param(
-            "Memory after 10,000 tasks: by that after 1,000", "1.02", "≥ 0.95 and ≤ 1.05", "yes", id="memory"
+            "Memory after 10,000 tasks: ÷ that after 1,000", "1.02", "≥ 0.95 and ≤ 1.05", "yes", id="memory"
         ),
-        pytest.param("Time of one task among 1,000 in a request: by one among 100", "2.00", "", "", id="growth"),
+        pytest.param("Time of one task among 1,000 in a request: ÷ one among 100", "2.00", "", "", id="growth"),
     ],
 )  # fmt: skip
 def test_ratios_are_those_of_the_figures(what: str, shown: str, aim: str, met: str) -> None:
@@ -124,7 +124,7 @@ def test_the_table_comes_from_the_json(tmp_path: Path) -> None:
     assert printed.strip() == table_of(RESULTS)
     rows = [line.strip("|").split(" | ") for line in printed.splitlines()]
     assert {len(row) for row in rows} == {5}
-    assert "| One task per request, one client: p50 by the limit's | 2.50 | ≤ 3 | yes | 5.0 ms, 2.0 ms |" in printed
+    assert "| One task per request, one client: p50 ÷ the limit's | 2.50 | ≤ 3 | yes | 5.0 ms, 2.0 ms |" in printed
 
 
 def test_the_readme_shows_the_measured_figures() -> None:
