@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from benchmarks.report import table_of, text_of
 from benchmarks.single import single
 from benchmarks.start import start
 from benchmarks.studio import studio
+from celestial_backend.errors import CelestialError
 
 PARTS: dict[str, tuple[str, Callable[[Bench], dict[str, Any]]]] = {
     "start": ("From start to the first /setup and the first prediction.", start),
@@ -71,12 +73,16 @@ def main(parts: tuple[str, ...], pictures: Path | None, output: Path, table: Pat
         return
     signal.signal(signal.SIGTERM, _interrupt)
     sizes = QUICK if quick else Sizes()
+    folder = Path(tempfile.mkdtemp(prefix="celestial-benchmarks-"))
     try:
-        with tempfile.TemporaryDirectory(prefix="celestial-benchmarks-") as folder:
-            results = _measure(Path(folder), sizes, pictures, parts or tuple(PARTS))
-    except BenchmarkError as error:
-        click.echo(str(error), err=True)
+        results = _measure(folder, sizes, pictures, parts or tuple(PARTS))
+    except CelestialError as error:
+        click.echo(f"{error}\nThe logs of this run are kept in {folder}.", err=True)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
     results["about"]["quick"] = quick
     output.mkdir(parents=True, exist_ok=True)
     name = "quick" if quick else "results"

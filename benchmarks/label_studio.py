@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -95,6 +96,14 @@ class LabelStudio(Server):
         self._call("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", body)
         return time.perf_counter() - started
 
+    def serving(self, addresses: Sequence[str], clients: int) -> float:
+        """The seconds in which it hands out pictures to so many clients, and nothing else is done."""
+        started = time.perf_counter()
+        with ThreadPoolExecutor(clients) as pool:
+            for answer in pool.map(lambda address: self._answer("GET", address), addresses):
+                answer.raise_for_status()
+        return time.perf_counter() - started
+
     def see_predictions(self, project: int, count: int) -> None:
         """
         See that a project has so many predictions.
@@ -107,11 +116,14 @@ class LabelStudio(Server):
             raise BenchmarkError(f"{count} tasks must have got as many predictions, got {had}. See {self.log}.")
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
-        headers = {"Authorization": f"Token {self.token}"}
-        answer = requests.request(method, self.url + path, json=body, headers=headers, timeout=CALL_S)
+        answer = self._answer(method, path, body)
         if not answer.ok:
             raise BenchmarkError(f"Label Studio must take {method} {path}, and said {answer.text[:500]}")
         return answer.json()
+
+    def _answer(self, method: str, path: str, body: object = None) -> requests.Response:
+        headers = {"Authorization": f"Token {self.token}"}
+        return requests.request(method, self.url + path, json=body, headers=headers, timeout=CALL_S)
 
 
 def _program(bench: Bench) -> Path:

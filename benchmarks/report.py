@@ -122,6 +122,9 @@ def _studio(found: Results) -> Iterator[Ratio]:
     ):
         mine = median(found[name])
         yield Ratio(what.format(f"{count:,}"), mine / instant, f"{mine:.1f} s, {instant:.1f} s", most=most)
+    mine, least = median(found["http_s"]), instant + median(found["serving_s"])
+    yield Ratio(f"*Retrieve Predictions* of {count:,}, pictures over HTTP: time ÷ constant predictions' and serving's",
+                mine / least, f"{mine:.1f} s, {least:.1f} s")  # fmt: skip
 
 
 def _start(found: Results) -> Iterator[Ratio]:

@@ -10,14 +10,15 @@ from typing import Any
 from benchmarks.bench import Bench
 from benchmarks.label_studio import LabelStudio
 from benchmarks.servers import constant, ours
+from celestial_backend.settings import Settings
 
 
 def studio(bench: Bench) -> dict[str, Any]:
     """
     Seconds of every round, for as many tasks.
 
-    The backend that answers with constants shows what Label Studio takes for itself. The ways take turns,
-    so that a slow minute of the machine hits all of them.
+    The backend that answers with constants shows what Label Studio takes for itself, and "serving" what it
+    takes to hand out the pictures. The ways take turns, so that a slow minute of the machine hits all of them.
     """
     count = bench.sizes.tasks
     found: dict[str, Any] = {"tasks": count}
@@ -27,6 +28,7 @@ def studio(bench: Bench) -> dict[str, Any]:
         disk, http = (reach | {"CELESTIAL_LABEL_STUDIO_DATA": place} for place in (label_studio.uploads, ""))
         uploaded = label_studio.upload([bench.album.originals / name for name in bench.album.names])
         addresses = [uploaded[number % len(uploaded)] for number in range(count)]
+        _note(bench, found, "serving_s", label_studio.serving(addresses, Settings().fetch_threads))
         with constant(bench) as instant, ours(bench, **disk) as near, ours(bench, **http) as far:
             near.ready()
             far.until_setup()

@@ -43,6 +43,7 @@ RESULTS: dict[str, Any] = {
         "constant_s": [30.0, 90.0, 40.0],
         "disk_s": [46.0],
         "http_s": [60.0],
+        "serving_s": [20.0],
         "prelabel_disk_s": [20.0],
         "prelabel_http_s": [30.0],
     },
@@ -89,6 +90,10 @@ def test_help_lists_the_parts() -> None:
         pytest.param(
             "*Retrieve Predictions* of 1,000, pictures on disk: time ÷ constant predictions'", "1.15", "≤ 1.1", "no",
             id="median of rounds",
+        ),
+        pytest.param(
+            "*Retrieve Predictions* of 1,000, pictures over HTTP: time ÷ constant predictions' and serving's",
+            "1.00", "", "", id="serving",
         ),
         pytest.param("Start to the first `/setup`, as a share of two seconds", "0.75", "≤ 1", "yes", id="start"),
         pytest.param(
