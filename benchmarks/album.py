@@ -19,7 +19,6 @@ SEED = 51
 GRAIN = 7.0  # grey levels: the noise of a sensor, which makes files of about 190 KB
 QUALITY = 90
 SMALL_PX = (128, 128)
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,6 @@ def lay_out(folder: Path, paths: Sequence[Path]) -> Album:
         with Image.open(path) as picture:
             picture.convert("RGB").resize(SMALL_PX).save(small / _upload_name(name), format="jpeg")
     return Album(originals, data, names)
-
-
-def pictures_in(folder: Path, count: int) -> list[Path]:
-    """The first pictures of a folder of real ones, sub-folders included."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)[:count]
 
 
 def drawn(folder: Path, count: int) -> list[Path]:

@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 import click
 
-from benchmarks.album import drawn, lay_out, pictures_in
+from benchmarks.album import drawn, lay_out
 from benchmarks.batch import batch
-from benchmarks.bench import QUICK, Bench, BenchmarkError, Sizes
+from benchmarks.bench import QUICK, Bench, Sizes
 from benchmarks.chart import chart
 from benchmarks.memory import growth, memory
 from benchmarks.packages import cache_folder
@@ -27,6 +27,7 @@ from benchmarks.single import single
 from benchmarks.start import start
 from benchmarks.studio import studio
 from celestial_backend.errors import CelestialError
+from celestial_backend.uploads import pictures_of
 
 PARTS: dict[str, tuple[str, Callable[[Bench], dict[str, Any]]]] = {
     "start": ("From start to the first /setup and the first prediction.", start),
@@ -100,9 +101,7 @@ def _measure(folder: Path, sizes: Sizes, pictures: Path | None, parts: tuple[str
         say(f"Drawing {sizes.pictures} pictures, once")
         paths = drawn(cache_folder() / "benchmark-pictures", sizes.pictures)
     else:
-        paths = pictures_in(pictures, sizes.pictures)
-        if not paths:
-            raise BenchmarkError(f"The folder of --pictures must hold a picture, and {pictures} holds none.")
+        paths = pictures_of(pictures)[: sizes.pictures]
     bench = Bench(folder, sizes, lay_out(folder, paths), say)
     bench.fill_store()
     results: dict[str, Any] = {"about": _machine() | {"pictures": bench.album.about(), "parts": list(parts)}}

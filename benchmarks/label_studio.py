@@ -80,7 +80,7 @@ class LabelStudio(Server):
         """Upload pictures, into a project of their own; what stands in its tasks."""
         project = create_project(self.studio, "Pictures", LABEL_CONFIG)
         upload(self.studio, project, paths, lambda done, total: None)  # noqa: ARG005 - nobody watches
-        return [str(task["data"]["image"]) for task in tasks_of(self.studio, project)]
+        return [str(data["image"]) for data in tasks_of(self.studio, project)]
 
     def project(self, title: str, addresses: Sequence[str], backend_url: str) -> int:
         """A project with a task for each address, connected with a backend."""
