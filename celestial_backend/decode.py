@@ -12,6 +12,7 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError, features
 
+from celestial_backend.bombs import refuse_bomb
 from celestial_backend.errors import DecodeError, TooLargeError
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
@@ -23,6 +24,8 @@ LOOKS = (
     (b"BM", "a damaged or cut-off BMP"),
     (b"II*\0", "a damaged or cut-off TIFF"),
     (b"MM\0*", "a damaged or cut-off TIFF"),
+    (b"II+\0", "a damaged or cut-off TIFF"),
+    (b"MM\0+", "a damaged or cut-off TIFF"),
     (b"RIFF", "a damaged WebP, or a sound or film"),
     (b"\0\0\1\0", "an icon"),
     (b"8BPS", "a Photoshop file"),
@@ -61,13 +64,14 @@ def decode(data: bytes, max_pixels: float) -> Image.Image:
 
     Raises:
         DecodeError: The bytes are no picture of a known format, or a damaged one.
-        TooLargeError: The picture has too many pixels; it was not decoded.
+        TooLargeError: The picture has too many pixels or parts; it was not decoded.
     """
     # Pillow's own limit warns between one and two times its value. Ours is checked for
     # every picture, so Pillow's has to speak only for sizes that ours refuses too.
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = math.ceil(max_pixels)
     try:
+        refuse_bomb(data)
         image = Image.open(BytesIO(data), formats=FORMATS)
         _check_size(image, max_pixels)
         image.load()
