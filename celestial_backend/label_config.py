@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 from xml.parsers import expat
 
@@ -17,6 +18,7 @@ from celestial_backend.errors import LabelConfigError
 _DATA_KEY = re.compile(r"\$([^, {}]+)")  # the SDK's rule; braces are a Repeater's, and no task has such a key
 _REASONS_TO_SKIP = {"model_skip": "the config says so", "perRegion": "it belongs to regions",
                     "perItem": "it belongs to the items of a list", "allowNested": "its choices are paths"}
+LOOSE_MAX_CHARS = 200  # putting n accents in order takes n * n steps
 _EXACT, _LOOSE = (0, 2, 3), (1, 4, 5)  # ranks of predicted_values, label and value; the lowest wins a class
 
 
@@ -64,13 +66,15 @@ def read(label_config: str) -> tuple[list[ChoicesTag], dict[str, Mapping[str, st
             control.choices.append(Choice(label, attributes.get("value", ""), predicted))
         around.append(control)
 
-    def refuse_entity(*_: object) -> None:
-        raise LabelConfigError("The label config declares an XML entity, which is refused. Write the text out.")
+    def check_doctype(_name: str, _system: object, _public: object, declares: int) -> None:
+        if declares:  # entities, and attributes that every element gets: each may grow without bound
+            raise LabelConfigError("The label config declares an XML entity, attribute or element in its DOCTYPE, which"
+                                   " is refused. Write the text out, and take the DOCTYPE away.")
 
-    parser = expat.ParserCreate()  # fetches nothing, and no entity gets past its declaration
+    parser = expat.ParserCreate()  # fetches nothing, and no declaration gets past the DOCTYPE
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda _: around.pop()
-    parser.EntityDeclHandler = refuse_entity
+    parser.StartDoctypeDeclHandler = check_doctype
     try:
         parser.Parse(label_config.strip("\ufeff \t\r\n"), True)
     except (expat.ExpatError, ValueError) as error:  # ValueError: a text that UTF-8 cannot hold
@@ -107,13 +111,18 @@ def match(choices: Sequence[Choice], classes: Sequence[str]) -> tuple[dict[str, 
     then by value without regard to case and blanks. The first choice found has it.
     """
     claims: dict[tuple[int, str], dict[str, None]] = {}
+    place, namesakes = _index(tuple(classes))
+    named: set[str] = set()
     for label, value, predicted in choices:
         for rank, names in enumerate((predicted, (label,), (value,))):
             for name in filter(str.strip, names):
-                claims.setdefault((_EXACT[rank], name), {})[label] = None
-                claims.setdefault((_LOOSE[rank], loose(name)), {})[label] = None
+                key = loose(name)
+                if key in namesakes:
+                    claims.setdefault((_EXACT[rank], name), {})[label] = None
+                    claims.setdefault((_LOOSE[rank], key), {})[label] = None
+                    named.add(key)
     rivals: dict[str, list[dict[str, None]]] = {}
-    for name in classes:
+    for name in sorted((name for key in named for name in namesakes[key]), key=place.__getitem__):
         found = [claims.get((rank, name if rank in _EXACT else loose(name)), {}) for rank in range(6)]
         if any(found):
             rivals[name] = [labels for labels in found if labels]
@@ -128,8 +137,20 @@ def match(choices: Sequence[Choice], classes: Sequence[str]) -> tuple[dict[str, 
     return choice_of, remarks
 
 
+@lru_cache(maxsize=8)
+def _index(classes: tuple[str, ...]) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Return the place of each class, and the classes by their loose name; a config may have thousands of controls."""
+    place = {name: number for number, name in enumerate(classes)}
+    namesakes: dict[str, list[str]] = {}
+    for name in place:
+        namesakes.setdefault(loose(name), []).append(name)
+    return place, namesakes
+
+
 def loose(name: str) -> str:
-    """Return a name without regard to case, blanks and the ways to write an accent."""
+    """Return a name without regard to case, blanks and the ways to write an accent; a very long one as it is."""
+    if len(name) > LOOSE_MAX_CHARS:
+        return name
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 

@@ -22,6 +22,7 @@ from celestial_backend.errors import FetchError, LabelConfigError, ModelError
 from celestial_backend.label_config import ChoicesTag, image_of, loose, match, read, short, some
 
 DEFAULT_THRESHOLD = 0.5
+MAX_WARNINGS = 20  # each becomes a line in the log, and a config may have thousands of controls
 MAX_MESSAGE_CHARS = 400  # it may become the reason phrase of an HTTP status line
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class ChoiceMap:
             LabelConfigError: The config is not XML, or has no Choices on an Image that can be served.
         """
         tags, images = read(label_config)
-        names = list(classes)
+        names = dict.fromkeys(classes)
         for tag in tags:
             to_name, data_key, reason = image_of(tag, images)
             if not reason:
                 control, _ = _control(tag, to_name, data_key, tuple(names))
-                names += [choice for choice in control.choices if choice not in [*control.class_of, *names]]
-        return cls.from_config(label_config, names)
+                names |= dict.fromkeys(choice for choice in control.choices if choice not in control.class_of)
+        return cls.from_config(label_config, tuple(names))
 
     @property
     def data_keys(self) -> tuple[str, ...]:
@@ -205,9 +206,11 @@ def _choice_map(label_config: str, classes: tuple[str, ...]) -> ChoiceMap:
     if not controls:
         message = " ".join(["The label config has no Choices on an Image that the model can serve.", *warnings])
         raise LabelConfigError(shorten(message, MAX_MESSAGE_CHARS, placeholder=" ..."))
-    lost = [name for name in classes if not any(name in control.choice_of for control in controls.values())]
+    served = {name for control in controls.values() for name in control.choice_of}
+    lost = [name for name in classes if name not in served]
     if lost:
         warnings.append(f"No choice stands for the classes {some(lost)}, so they are never predicted.")
+    warnings[MAX_WARNINGS:] = [f"{len(warnings) - MAX_WARNINGS} more such remarks."] * (len(warnings) > MAX_WARNINGS)
     return ChoiceMap(classes, tuple(controls.values()), tuple(warnings))
 
 
