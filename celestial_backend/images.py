@@ -29,6 +29,7 @@ CLOUDS = ("s3", "gs", "azure-blob")  # the schemes that Label Studio's storages 
 SHOWN_MAX = 100  # letters of a task's value in a message
 UPLOAD = re.compile(r"(?:(?:.*?/)?data/|/?)upload/(?P<path>.+)", re.DOTALL)
 LOCAL = re.compile(r"(?:.*?/)?data/local-files/?")
+MEDIA_TYPE = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;base64)?(?=,)", re.IGNORECASE | re.ASCII)
 RESOLVE = re.compile(r"(?:.*?/)?(?P<path>(?:tasks|projects)/[0-9]+/(?:resolve|presign)/?)")
 KINDS = (
     "a task names its picture by an upload (/data/upload/...), a local file of Label Studio"
@@ -156,9 +157,14 @@ def shown(value: object) -> str:
         return f"(a value of type {type(value).__name__})"
     text = value.strip()
     if text[:5].lower() == "data:":
-        return f"{text[:40].split(',', 1)[0]},..."
+        head = MEDIA_TYPE.match(text)
+        return f"{head[0] if head else 'data:'},..."
+    start, slashes, rest = text.partition("//")
+    if ":" in rest.rpartition("@")[0] or "@" in rest.partition("/")[0]:
+        # A password may hold every sign that else ends it; so a path with @ and : in it is shown in part.
+        text = start + slashes + rest.rpartition("@")[2]
     path, mark, query = text.partition("?")
-    path = re.sub(r"//[^/]*@", "//", path.partition("#")[0])
+    path = path.partition("#")[0]
     if mark and LOCAL.fullmatch(path):
         path = f"{path}?d={parse_qs(query).get('d', [''])[0]}"
     return repr(path if len(path) <= SHOWN_MAX else f"{path[: SHOWN_MAX // 2]}...{path[-SHOWN_MAX // 2 :]}")

@@ -440,6 +440,11 @@ class TestLimits:
     [
         ("http://u:p@h/a.jpg?X-Amz-Signature=1#f", "'http://h/a.jpg'"),
         ("http://h/a.jpg#token=1", "'http://h/a.jpg'"),
+        ("http://u:p/w@h/a.jpg", "'http://h/a.jpg'"),
+        ("http://u:p?w#@h/a.jpg?q=1", "'http://h/a.jpg'"),
+        ("http://h/@me/a.jpg", "'http://h/@me/a.jpg'"),
+        ("data:image/png;base64 AAAA", "data:,..."),
+        ("data:\nAAAA", "data:,..."),
         ("data:image/png;base64,AAAA", "data:image/png;base64,..."),
         ("/a\nb", "'/a\\nb'"),
         ("/" + "a" * 200, "'/" + "a" * 49 + "..." + "a" * 50 + "'"),
