@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # One generation of the SDK has more.
 PATHS = {"/", "/health", "/setup", "/predict", "/webhook", "/metrics", "/docs", "/openapi.json"}
 REASON_LENGTH = 400  # characters of a status line's reason phrase
+PATH_LENGTH = 100  # characters of an unknown path in the log
 
 
 def create_app(services: Services) -> Flask:
@@ -104,7 +105,7 @@ def _check(services: Services) -> Any:
         raise NotFound
     if request.path not in protocol.REQUESTS or request.method != "POST":
         return None
-    body: Any = request.get_json(force=True, silent=True)
+    body = _body()
     if request.path == "/webhook" and isinstance(body, dict):
         if not isinstance(body.get("action"), str):
             raise RequestError("The body of /webhook must name its event in \"action\".")
@@ -124,11 +125,20 @@ def _check(services: Services) -> Any:
     return None
 
 
+def _body() -> Any:
+    """What the request's bytes say as JSON, whatever type they claim to be; None if they are none."""
+    try:
+        return request.get_json(force=True, silent=True)
+    except RecursionError:
+        raise RequestError(f"The body of {request.path} must not be nested by the hundreds, and is.") from None
+
+
 def _close(response: Response, counts: metrics.Metrics) -> Response:
     response.headers["X-Request-ID"] = g.request_id
     level = logging.DEBUG if request.path in ("/", "/health") else logging.INFO
     seconds = time.monotonic() - g.started
-    logger.log(level, "%s %s %d %.3f s [%s]", request.method, request.path, response.status_code, seconds, g.request_id)
+    path = request.path if request.path in PATHS else repr(request.path[:PATH_LENGTH])  # on one line, whatever it is
+    logger.log(level, "%s %s %d %.3f s [%s]", request.method, path, response.status_code, seconds, g.request_id)
     counts.request(request.path if request.path in PATHS else "other", response.status_code, seconds)
     if g.cause:
         counts.failure("request", g.cause)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from celestial_backend.errors import StateError
 
+DIGITS_MAX = 19  # of a number that a database holds
+
 
 @dataclass(frozen=True)
 class Pointer:
@@ -82,4 +84,5 @@ class Pointers:
 
     def _path(self, project: str) -> Path:
         # Label Studio numbers its projects; a request may carry anything, and never becomes another path.
-        return self._folder / f"{project if project.isdecimal() and project.isascii() else 'none'}.json"
+        numbered = project.isdecimal() and project.isascii() and len(project) <= DIGITS_MAX
+        return self._folder / f"{project if numbered else 'none'}.json"

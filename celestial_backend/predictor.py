@@ -130,7 +130,7 @@ class Predictor:
         if not isinstance(data, Mapping):
             raise RequestError("A task must be an object with an object \"data\", as Label Studio sends it.")
         pictures = {
-            key: self._images.read(choices.value_of(data, key), task.get("id")) for key in choices.data_keys
+            key: self._images.read(choices.value_of(data, key), _id(task)) for key in choices.data_keys
         }
         with self._metrics.stage(PREPARE):
             return {key: classifier.prepare(picture) for key, picture in pictures.items()}
@@ -156,7 +156,7 @@ class Predictor:
             row_of = {key: next(probabilities) for key in prepared}
             if not all(np.isfinite(row).all() for row in row_of.values()):
                 self._metrics.failure("task", NOT_FINITE)
-                _failed(task.get("id"), f"the model {classifier.tag} gives no finite probabilities", on_failure)
+                _failed(_id(task), f"the model {classifier.tag} gives no finite probabilities", on_failure)
                 answers.append([])
                 continue
             result, score = choices.prediction(row_of)
@@ -169,7 +169,7 @@ class Predictor:
 
     def _result_of(self, task: Any, future: Future[Inputs], deadline: float, on_failure: OnFailure | None) -> Any:
         """A task's prepared pictures; ``[]``, and a line in the log, where they could not be had; or `LATE`."""
-        name = task.get("id") if isinstance(task, Mapping) else "without an id"
+        name = "without an id" if _id(task) is None else _id(task)
         try:
             return future.result(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
         except TimeoutError:
@@ -184,6 +184,12 @@ class Predictor:
             if on_failure is not None:
                 on_failure(name, f"unexpected {type(error).__name__}; the log has more")
         return []
+
+
+def _id(task: Any) -> int | None:
+    """A task's number; what else stands there goes into no address and into no log."""
+    number = task.get("id") if isinstance(task, Mapping) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63 else None
 
 
 def _failed(name: Any, reason: str, on_failure: OnFailure | None) -> None:

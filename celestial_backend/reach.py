@@ -56,7 +56,7 @@ def is_free(port: int) -> bool:
 
 def note_event(model_dir: Path, body: Any) -> None:
     """Remember that an event of a project's webhook came just now; never in the way of the event."""
-    with contextlib.suppress(OSError, TypeError, KeyError, AttributeError, ValueError):
+    with contextlib.suppress(OSError, TypeError, KeyError, AttributeError, ValueError, OverflowError):
         if body["action"] != "START_TRAINING":  # which Label Studio sends past the webhook
             path = _event_file(model_dir, int(body["project"]["id"]))
             path.parent.mkdir(parents=True, exist_ok=True)
