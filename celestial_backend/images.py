@@ -159,7 +159,7 @@ def shown(value: object) -> str:
     if text[:5].lower() == "data:":
         head = MEDIA_TYPE.match(text)
         return f"{head[0] if head else 'data:'},..."
-    start, slashes, rest = text.partition("//")
+    start, slashes, rest = text.partition("//") if "//" in text else ("", "", text)
     if ":" in rest.rpartition("@")[0] or "@" in rest.partition("/")[0]:
         # A password may hold every sign that else ends it; so a path with @ and : in it is shown in part.
         text = start + slashes + rest.rpartition("@")[2]

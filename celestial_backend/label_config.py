@@ -18,7 +18,7 @@ from celestial_backend.errors import LabelConfigError
 _DATA_KEY = re.compile(r"\$([^, {}]+)")  # the SDK's rule; braces are a Repeater's, and no task has such a key
 _REASONS_TO_SKIP = {"model_skip": "the config says so", "perRegion": "it belongs to regions",
                     "perItem": "it belongs to the items of a list", "allowNested": "its choices are paths"}
-LOOSE_MAX_CHARS = 200  # putting n accents in order takes n * n steps
+LOOSE_MAX_CHARS = 100  # putting n accents in order takes n * n steps
 _EXACT, _LOOSE = (0, 2, 3), (1, 4, 5)  # ranks of predicted_values, label and value; the lowest wins a class
 
 

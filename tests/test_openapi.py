@@ -15,10 +15,10 @@ import pytest
 import schemathesis
 from backend_server import label_config
 from browser import ARGUMENTS, HOW_TO_GET_ONE, find_chromium, shrink
+from cases import cases
 from flask import Flask
 from flask.testing import FlaskClient
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import seed
 from playwright.sync_api import sync_playwright
 from werkzeug.serving import make_server
 
@@ -27,9 +27,6 @@ from celestial_backend.app import PATHS, create_app
 from celestial_backend.renderer import render
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import Services, build
-
-QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
-PHASES = [Phase.explicit, Phase.generate]  # a counterexample is shown as it was found: shrinking takes minutes
 
 
 @pytest.fixture
@@ -71,7 +68,7 @@ for described in (OPEN, GUARDED):
 
 @OPEN.parametrize()
 @seed(1)
-@settings(max_examples=30, deadline=None, suppress_health_check=QUIET, phases=PHASES)
+@cases(30)
 def test_every_answer_is_as_described(case: schemathesis.Case, app: Flask) -> None:
     """Bodies that fit and bodies that do not: no 5xx, and statuses, types and shapes as the document says."""
     case.operation.schema.app = app
@@ -80,30 +77,11 @@ def test_every_answer_is_as_described(case: schemathesis.Case, app: Flask) -> No
 
 @GUARDED.parametrize()
 @seed(2)
-@settings(max_examples=5, deadline=None, suppress_health_check=QUIET, phases=PHASES)
+@cases(5)
 def test_every_answer_is_as_described_with_basic_auth(case: schemathesis.Case, guarded: Flask) -> None:
     """The same where a name and a password are asked for; without them there is a 401 and nothing else."""
     case.operation.schema.app = guarded
     case.call_and_validate(app=guarded, headers={"Authorization": "Basic dTpw"})
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-TASKS = st.lists(JSON | st.fixed_dictionaries({"id": JSON, "data": st.fixed_dictionaries({"image": JSON})}), max_size=4)
-
-
-@seed(3)
-@settings(max_examples=100, deadline=None, suppress_health_check=QUIET, phases=PHASES)
-@given(tasks=TASKS, params=st.none() | st.dictionaries(st.text(max_size=8), JSON, max_size=2))
-def test_any_task_gets_its_own_answer(client: FlaskClient, tasks: list[Any], params: Any) -> None:
-    """With a label config that is served, whatever stands in a task costs no more than its own prediction."""
-    body = {"tasks": tasks, "label_config": label_config(), "project": "7.1", "params": params}
-    answer = client.post("/predict", json=body)
-    assert answer.status_code == 200, answer.text
-    assert len(answer.json["results"]) == len(tasks)
 
 
 def test_every_path_is_described(document: dict[str, Any]) -> None:
