@@ -108,6 +108,67 @@ class TestGuard:
         """Numbers that the resolver takes for 127.0.0.1 are judged as 127.0.0.1."""
         refused(ForbiddenError, downloader(allowed_hosts=()), f"http://{spelling}/x.jpg")
 
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "0", "0x7f000001", "017700000001", "0x7f.0.0x0.1", "127.0.0.1.", "127。0。0。1", "①②⑦.0.0.1",
+            "１２７.0.0.1", "localhost", "LOCALHOST", "localhost.", "[::]", "[::1]", "[0:0:0:0:0:0:0:1]", "[::ffff:7f00:1]",
+            "[::ffff:a9fe:a9fe]", "[::7f00:1]", "169.254.169.254", "2852039166", "0xa9fea9fe", "[fd00:ec2::254]",
+            "[fe80::1%25lo]", "127.0.0.1:22", "127.0.0.1:65535",
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("redirected", [False, True])
+    def test_no_spelling_leads_inside(
+        self, host: PictureHost, place: str, redirected: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However this machine or a cloud's metadata service is written, asked or redirected to: no connection."""
+        url = f"http://{place}/latest/meta-data/"
+        host.answers["/a.jpg"] = redirect(url.encode().decode("latin-1"))
+        what = at_studio(host) if redirected else downloader(allowed_hosts=())
+        asked: list[Any] = []
+        connect = socket.create_connection
+
+        def create_connection(address: Any, *rest: Any, **options: Any) -> Any:
+            asked.append(address)
+            return connect(address, *rest, **options)
+
+        monkeypatch.setattr(socket, "create_connection", create_connection)
+        with pytest.raises((ForbiddenError, FetchError)):
+            what.get(f"{host.url}/a.jpg" if redirected else url)
+        assert asked == [("127.0.0.1", host.port)] * redirected
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://pictures.example@127.0.0.1/x", "http://pictures.example:80@127.0.0.1/x", "http://@127.0.0.1/x",
+            "http://pictures.example\\@127.0.0.1/x", "http://127.0.0.1\\@pictures.example/x",
+            "http://pictures.example#@127.0.0.1/x", "http://pictures.example?@127.0.0.1/x",
+            "http://127.0.0.1:80:pictures.example/x", "http://pictures.example\r\nHost:127.0.0.1/x",
+            "http://pictures.example%0d%0aHost:127.0.0.1/x", "http:///127.0.0.1/x", "http:127.0.0.1/x", "//127.0.0.1/x",
+        ],
+    )  # fmt: skip
+    def test_no_trick_hides_the_host(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """User names, back-strokes, line breaks and the like: the only host that is ever asked is the judged one."""
+        names(monkeypatch, {"pictures.example": ["8.8.8.8"]})
+        asked: list[Any] = []
+
+        def create_connection(address: Any, *_: Any, **__: Any) -> Any:
+            asked.append(address)
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(socket, "create_connection", create_connection)
+        with pytest.raises((ForbiddenError, FetchError)):
+            downloader(allowed_hosts=()).get(url)
+        assert asked in ([], [("8.8.8.8", 80)])
+
+    def test_a_line_break_never_becomes_a_header(self, host: PictureHost) -> None:
+        """In path or query it is taken out or percent-encoded; one request is one request."""
+        for url in ("/a\r\nX-Evil: 1\r\n\r\n.jpg", "/a.jpg?x=\r\nX-Evil: 1", "/a\x0b\u2028.jpg", "/%0d%0aX-Evil:1"):
+            with pytest.raises(FetchError):
+                downloader().get(host.url + url)
+        assert len(host.requests) == 4
+        assert not any("X-Evil" in headers for _, headers in host.requests)
+
     def test_one_private_address_is_enough(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A name with a public and a private address is refused: either might be taken."""
         names(monkeypatch, {"two.example": ["8.8.8.8", "10.0.0.1"]})
