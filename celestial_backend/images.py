@@ -29,6 +29,7 @@ CLOUDS = ("s3", "gs", "azure-blob")  # the schemes that Label Studio's storages 
 SHOWN_MAX = 100  # letters of a task's value in a message
 UPLOAD = re.compile(r"(?:(?:.*?/)?data/|/?)upload/(?P<path>.+)", re.DOTALL)
 LOCAL = re.compile(r"(?:.*?/)?data/local-files/?")
+SCHEME = re.compile(r"([\w+.-]*:)?//")
 MEDIA_TYPE = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;base64)?(?=,)", re.IGNORECASE | re.ASCII)
 RESOLVE = re.compile(r"(?:.*?/)?(?P<path>(?:tasks|projects)/[0-9]+/(?:resolve|presign)/?)")
 KINDS = (
@@ -159,10 +160,11 @@ def shown(value: object) -> str:
     if text[:5].lower() == "data:":
         head = MEDIA_TYPE.match(text)
         return f"{head[0] if head else 'data:'},..."
-    start, slashes, rest = text.partition("//") if "//" in text else ("", "", text)
+    start = SCHEME.match(text)
+    rest = text[start.end() :] if start else text
     if ":" in rest.rpartition("@")[0] or "@" in rest.partition("/")[0]:
         # A password may hold every sign that else ends it; so a path with @ and : in it is shown in part.
-        text = start + slashes + rest.rpartition("@")[2]
+        text = (start[0] if start else "") + rest.rpartition("@")[2]
     path, mark, query = text.partition("?")
     path = path.partition("#")[0]
     if mark and LOCAL.fullmatch(path):
