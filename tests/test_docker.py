@@ -447,14 +447,15 @@ def test_the_backend_reads_label_studios_pictures_and_nothing_else_of_it() -> No
 
 
 def test_the_containers_have_no_rights_that_they_do_not_need() -> None:
-    """No capabilities, no new privileges; backend and worker write to their volume and to memory only."""
+    """No capabilities, new privileges or floods of processes; backend and worker write to their volume and to memory."""
     for service in (STUDIO, BACKEND, WORKER):
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "privileged" not in service
+        assert service["pids_limit"] == 4096
     for service in (BACKEND, WORKER):
         assert service["read_only"] is True
-        assert service["tmpfs"] == ["/tmp"]  # noqa: S108
+        assert service["tmpfs"] == ["/tmp:noexec,nosuid,nodev"]  # noqa: S108
 
 
 # The worker
