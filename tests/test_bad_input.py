@@ -229,6 +229,14 @@ def test_an_id_that_is_no_number_is_not_repeated(client: FlaskClient, told: Told
     assert "this one has no id" in told.tasks[0]
 
 
+@pytest.mark.parametrize("path", ["/x%0d%0aFAKE%20LINE", "/x%0aFAKE", "/%1b[31mred", "/x%e2%80%a8y", "/" + "x" * 5000])
+def test_a_path_forges_no_line_of_the_log(client: FlaskClient, caplog: pytest.LogCaptureFixture, path: str) -> None:
+    """What is asked for is logged on one line, as text, and cut."""
+    with caplog.at_level(logging.INFO):
+        check_refusal(client.get(path), 404)
+    assert all(line.isprintable() and len(line) < 300 for line in caplog.messages)
+
+
 def repeated(text: str, number: int = 10_000) -> str:
     return "".join(text.format(i, "") for i in range(number))
 

@@ -149,7 +149,8 @@ def test_no_secret_leaves_the_server(backends: Backends, studio: PictureHost, tm
         server.stop()
         assert "nobody foresaw this" in server.log_text(), "the failure was real"
         assert {name for name, secret in SECRETS.items() if secret in server.log_text()} == set(), server.log
-        with_paths = [line for line in server.log_text().splitlines() if str(tmp_path) in line or "site-packages" in line]
+        lines = server.log_text().splitlines()
+        with_paths = [line for line in lines if str(tmp_path) in line or "site-packages" in line]
         assert all(line.startswith('  File "') for line in with_paths), "paths are in tracebacks and nowhere else"
     statuses = {line.split()[2] for line in answers if not line.startswith("raw")}
     assert {"200", "201", "400", "401", "404", "405", "422", "500", "503"} <= statuses
