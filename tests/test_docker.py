@@ -447,7 +447,7 @@ def test_the_backend_reads_label_studios_pictures_and_nothing_else_of_it() -> No
 
 
 def test_the_containers_have_no_rights_that_they_do_not_need() -> None:
-    """No capabilities, new privileges or floods of processes; backend and worker write to their volume and to memory."""
+    """No capabilities, new privileges or floods of processes; backend and worker write to volume and memory only."""
     for service in (STUDIO, BACKEND, WORKER):
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
