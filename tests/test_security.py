@@ -58,15 +58,15 @@ def services(tmp_path: Path) -> Services:
 
 
 @pytest.mark.parametrize("path", [*sorted(PATHS), "/nowhere", "/static/x", "//health", "/health/", "/Health"])
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "X"])
-def test_no_route_and_no_method_passes_the_password(services: Services, path: str, method: str) -> None:
+def test_no_route_and_no_method_passes_the_password(services: Services, path: str) -> None:
     """Without it every answer is the same 401, so it does not even tell what exists."""
     settings = replace(services.settings, basic_auth_user="u", basic_auth_pass="p")
     client = create_app(replace(services, settings=settings)).test_client()
-    for headers in ({}, {"Authorization": "Basic dTpx"}, {"X-Forwarded-User": "u", "X-Original-URL": "/health"}):
-        answer = client.open(path, method=method, headers=headers)
-        assert answer.status_code == 401
-        assert method == "HEAD" or answer.json["detail"].startswith("User name or password")
+    for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "X"):
+        for headers in ({}, {"Authorization": "Basic dTpx"}, {"X-Forwarded-User": "u", "X-Original-URL": "/health"}):
+            answer = client.open(path, method=method, headers=headers)
+            assert answer.status_code == 401
+            assert method == "HEAD" or answer.json["detail"].startswith("User name or password")
 
 
 def test_the_password_is_compared_in_constant_time(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
