@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celestial_backend.errors import ModelError, StateError
+from celestial_backend.errors import STATE_REMEDY, ModelError, StateError
+from celestial_backend.files import replace_text
 from celestial_backend.pending import UNLABELLED, ImportFailedError, PendingTasks, Rows
 from celestial_backend.processes import lock
 from celestial_backend.project import PAGE, PATIENCE_S
@@ -207,9 +208,10 @@ class Prelabelling:
     def _note_import(self, task: int) -> None:
         """Write down that an import is on its way; one of its tasks is enough, because all land or none."""
         text = json.dumps({"version": self.summary.version, "task": task, "at": time.time()})
-        fresh = self._note.with_suffix(".new")
-        fresh.write_text(text)
-        fresh.replace(self._note)
+        try:
+            replace_text(self._note, text)
+        except OSError as error:
+            raise StateError(f"The state folder cannot be written ({error.strerror}). {STATE_REMEDY}") from error
 
     def _settle(self) -> None:
         """Wait until an import that was on its way has landed, or can land no more."""
@@ -217,10 +219,11 @@ class Prelabelling:
             note: Mapping[str, Any] = json.loads(self._note.read_text())
         except FileNotFoundError:
             return
-        until = min(note["at"], time.time()) + SETTLE_S
+        left = min(note["at"], time.time()) + SETTLE_S - time.time()
+        until = time.monotonic() + left  # the clock may be moved while this waits
         if note["version"] == self.summary.version:
             logger.info("An import was on its way when its sender ended; waiting for it, %.0f s at most", SETTLE_S)
-            while time.time() < until and not self._tasks.holds(note["task"]):
+            while time.monotonic() < until and not self._tasks.holds(note["task"]):
                 time.sleep(LOOK_S)
         self._note.unlink()
 

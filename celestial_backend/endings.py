@@ -16,9 +16,9 @@ from typing import Any
 from celestial_backend.errors import CelestialError
 from celestial_backend.ledger import FAILED, PUBLISHED, RUNNING, Job, Ledger
 from celestial_backend.project import StudioProject
-from celestial_backend.registry import project_tag
 from celestial_backend.store import ModelStore
 from celestial_backend.studio import Studio
+from celestial_backend.tags import project_tag
 
 logger = logging.getLogger(__name__)
 

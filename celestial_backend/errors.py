@@ -25,6 +25,9 @@ server that the operator did not choose to name.
 """
 
 
+STATE_REMEDY = "Check that this user can write to the folder that MODEL_DIR names, and that its disk has space."
+
+
 class CelestialError(Exception):
     """Base of all errors of this package; `str()` of it is the sentence to show."""
 

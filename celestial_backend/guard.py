@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import queue
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpcore
 
+from celestial_backend.deadlines import left, timed
 from celestial_backend.errors import FetchError, ForbiddenError
 from celestial_backend.settings import Settings
 
@@ -98,8 +97,7 @@ class Guard(httpcore.NetworkBackend):
 
     It resolves names itself and connects to the very address it judged, so a name
     cannot mean one host when checked and another when used. The timeouts it gets
-    are points in time on the monotonic clock, not spans: so a server that sends a
-    byte now and then cannot stretch them.
+    are points in time (see `deadlines`).
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -129,9 +127,9 @@ class Guard(httpcore.NetworkBackend):
             for address in addresses:
                 self._judge(host, ip_address(address))
         for others, address in zip(range(len(addresses) - 1, -1, -1), addresses, strict=True):
-            left = _left(deadline, httpcore.ConnectTimeout) / (others + 1)  # one dead address must not eat it all
+            share = left(deadline, httpcore.ConnectTimeout) / (others + 1)  # one dead address must not eat it all
             try:
-                return _Timed(self._plain.connect_tcp(address, port, left, local_address, socket_options))
+                return timed(self._plain.connect_tcp(address, port, share, local_address, socket_options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if not others:
                     raise
@@ -152,38 +150,6 @@ class Guard(httpcore.NetworkBackend):
             )
 
 
-class _Timed(httpcore.NetworkStream):
-    """A stream whose timeouts are points in time."""
-
-    def __init__(self, stream: httpcore.NetworkStream) -> None:
-        self._stream = stream
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _left(timeout, httpcore.WriteTimeout))
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        left = _left(timeout, httpcore.ConnectTimeout)
-        return _Timed(self._stream.start_tls(ssl_context, server_hostname, left))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
-def _left(deadline: float | None, late: type[Exception]) -> float:
-    left = 0.0 if deadline is None else deadline - time.monotonic()
-    if left <= 0:
-        raise late
-    return left
-
-
 def _resolve(host: str, port: int, deadline: float) -> list[str]:
     """Every address of a host; in a thread of its own, because the resolver knows no deadline."""
     answers: queue.SimpleQueue[list[str] | OSError | UnicodeError] = queue.SimpleQueue()
@@ -197,7 +163,7 @@ def _resolve(host: str, port: int, deadline: float) -> list[str]:
 
     threading.Thread(target=ask, daemon=True, name="resolve").start()
     try:
-        answer = answers.get(timeout=_left(deadline, httpcore.ConnectTimeout))
+        answer = answers.get(timeout=left(deadline, httpcore.ConnectTimeout))
     except queue.Empty as error:
         raise httpcore.ConnectTimeout from error
     if isinstance(answer, list):

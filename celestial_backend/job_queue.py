@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sqlite3
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from huey import Huey, RedisHuey, SqliteHuey
 from huey.registry import Message
 from huey.serializer import Serializer
 
+from celestial_backend.errors import STATE_REMEDY, StateError
 from celestial_backend.settings import Settings
 
 NAME = "celestial"
@@ -20,13 +22,21 @@ SAY_S = 60.0  # between two lines of the log about a queue that is away; Huey wr
 
 
 def make_queue(settings: Settings) -> Huey:
-    """A queue without tasks; what goes through it is plain JSON, never a pickle."""
+    """
+    A queue without tasks; what goes through it is plain JSON, never a pickle.
+
+    Raises:
+        StateError: Its file cannot be opened.
+    """
     for name in ("Worker", "Scheduler"):
         logging.getLogger(f"huey.consumer.{name}").addFilter(_Away())
     options: dict[str, Any] = {"results": False, "serializer": _JsonSerializer()}
     if settings.redis_url is None:
-        settings.model_dir.mkdir(parents=True, exist_ok=True)
-        return SqliteHuey(NAME, filename=str(settings.model_dir / "queue.db"), timeout=TIMEOUT_S, **options)
+        try:
+            settings.model_dir.mkdir(parents=True, exist_ok=True)
+            return SqliteHuey(NAME, filename=str(settings.model_dir / "queue.db"), timeout=TIMEOUT_S, **options)
+        except (sqlite3.Error, OSError) as error:
+            raise StateError(f"The queue in the state folder cannot be opened ({error}). {STATE_REMEDY}") from error
     from redis import ConnectionPool
 
     pool = ConnectionPool.from_url(

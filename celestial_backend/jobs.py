@@ -188,7 +188,9 @@ class Jobs:
         """Ask for the trainings that lost events would have brought about."""
         for project, moment in self.ledger.projects().items():
             last = next(iter(self.ledger.jobs(project, limit=1)), None)
-            if last and (not last.ended or (last.state == FAILED and time.time() < last.requested_at + AGAIN_S)):
+            # A moment that is to come was written down before the clock was moved back.
+            lately = last is not None and 0 <= time.time() - last.requested_at < AGAIN_S
+            if last and (not last.ended or (last.state == FAILED and lately)):
                 continue
             try:
                 if StudioProject(self._studio, project, STUDIO_S).labels_since(moment) >= limit:

@@ -27,10 +27,11 @@ from celestial_backend.images import ImageReader
 from celestial_backend.labels import ChoiceMap
 from celestial_backend.ledger import KEPT, PUBLISHED, Job, Ledger
 from celestial_backend.project import StudioProject
-from celestial_backend.registry import Described, project_of, project_tag
+from celestial_backend.registry import Described
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
 from celestial_backend.studio import Studio
+from celestial_backend.tags import project_of, project_tag
 from celestial_backend.teaching import Progress
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Learner:
         self._images = images
         self._ledger = ledger
         self._reported = ("", 0.0)
+        self._began = time.monotonic()
 
     def learn(self, job: Job, folder: Path) -> Outcome:
         """
@@ -192,7 +194,7 @@ class Learner:
         if stage != before or time.monotonic() > at + REPORT_S:
             self._reported = (stage, time.monotonic())
             try:
-                self._ledger.progress(job.id, stage=stage, seconds=round(time.time() - (job.started_at or 0)), **where)
+                self._ledger.progress(job.id, stage=stage, seconds=round(time.monotonic() - self._began), **where)
             except StateError as error:
                 logger.warning("%s", error)
 

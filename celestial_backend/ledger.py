@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from celestial_backend.errors import StateError
+from celestial_backend.errors import STATE_REMEDY, StateError
 
 LOCKED_S = 0.7  # how long an operation waits for another process: Label Studio gives /webhook one second
 WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED = "waiting", "running", "published", "kept", "failed", "merged"
@@ -154,10 +154,10 @@ class Ledger:
             return _job(found) if found else None
 
     def jobs(self, project: str | None = None, states: tuple[str, ...] = (), limit: int = -1) -> list[Job]:
-        """The jobs of one project or of all, in some states or in any, the newest first."""
+        """The jobs of one project or of all, in some states or in any, the newest first, whatever the clock said."""
         where = ["1"] + (["project = ?"] if project else []) + ([f"state IN ({_marks(states)})"] if states else [])
         values = [*([project] if project else []), *states, limit]
-        order = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY requested_at DESC, rowid DESC LIMIT ?"  # noqa: S608 - marks only
+        order = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY rowid DESC LIMIT ?"  # noqa: S608 - marks only
         with self._transaction() as db:
             return [_job(row) for row in db.execute(order, values)]
 
@@ -204,7 +204,7 @@ class Ledger:
         except (sqlite3.Error, OSError) as error:
             raise StateError(
                 f"The list of jobs in the state folder cannot be read or written ({error}). Nothing was accepted. "
-                "Check that the folder that MODEL_DIR names belongs to this user and that its disk has space."
+                f"{STATE_REMEDY}"
             ) from error
         finally:
             if mine:

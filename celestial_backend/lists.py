@@ -111,7 +111,9 @@ def _moment(seconds: float) -> str:
 
 
 def _seconds(job: Job) -> str:
-    return "" if job.started_at is None else f"{(job.ended_at or time.time()) - job.started_at:.0f}"
+    if job.started_at is None:
+        return ""
+    return f"{max(0.0, (job.ended_at or time.time()) - job.started_at):.0f}"  # the clock may have been moved back
 
 
 def _where(job: Job) -> str:

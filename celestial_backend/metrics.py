@@ -10,18 +10,24 @@ own numbers.
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
+logger = logging.getLogger(__name__)
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
+ROOM = 1 << 17  # bytes of a file of counts: twice what all routes, statuses and causes take
 STAGES = FETCH, DECODE, PREPARE, MODEL = "fetch", "decode", "prepare", "model"
 PREDICTED, FAILED = "predicted", "failed"
 REQUEST_BUCKETS_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 3, 10, 30, 100)  # Label Studio's limits are 1, 3 and 100
@@ -77,6 +83,7 @@ class _Counters:
     """prometheus-client's objects, those with known labels looked up once."""
 
     def __init__(self) -> None:
+        _take_room()
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
         self._registry = own = CollectorRegistry()
@@ -101,6 +108,28 @@ class _Counters:
         shared = CollectorRegistry()
         multiprocess.MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
         return shared
+
+
+def _take_room() -> None:
+    """
+    Take the disk space of this process's counts in the shared folder, or share none.
+
+    The library maps its files into memory, where a page for which the disk has no space kills the process.
+    """
+    if SHARED not in os.environ:
+        return
+    kinds = ("counter", "histogram")
+    files = [Path(os.environ[SHARED], f"{kind}_{os.getpid()}.db") for kind in kinds]  # as the library names them
+    try:
+        for path in files:
+            with path.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, ROOM)
+    except OSError as error:
+        logger.warning("The temporary folder cannot hold the counts of all processes (%s); each tells its own.",
+                       error.strerror)  # fmt: skip
+        del os.environ[SHARED]
+        for path in files:
+            path.unlink(missing_ok=True)
 
 
 class _Now:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celestial_backend.errors import RequestError, StudioError
 from celestial_backend.project import PAGE, StudioProject
 from celestial_backend.studio import Studio
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
 
 PARTS = "id,data,predictions,model_version"
 UNLABELLED = {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
@@ -158,21 +161,22 @@ class PendingTasks(StudioProject):
     def _read(self, filters: list[dict[str, Any]], size: int) -> tuple[list[dict[str, Any]], int]:
         """The first tasks by id, and how many there are in all."""
         query = json.dumps({"filters": {"conjunction": "and", "items": filters}, "ordering": ["tasks:id"]})
-        page: Any = self._ask(
-            f"the tasks of project {self.project_id}",
-            lambda client: client.tasks.list(
+
+        def call(client: LabelStudio) -> tuple[list[dict[str, Any]], int]:
+            page: Any = client.tasks.list(
                 project=self._number(), page=1, page_size=size, fields="all", include=PARTS, query=query
-            ),
-        )
-        tasks = [
-            {
-                "id": int(task.id),
-                "data": task.data,
-                "held": any(each.model_version == self._version for each in task.predictions or ()),
-            }
-            for task in page.items or ()
-        ]
-        return tasks, int(page.response.total)
+            )
+            tasks = [
+                {
+                    "id": int(task.id),
+                    "data": task.data,
+                    "held": any(each.model_version == self._version for each in task.predictions or ()),
+                }
+                for task in page.items
+            ]
+            return tasks, int(page.response.total)
+
+        return self._ask(f"the tasks of project {self.project_id}", call)
 
 
 def _id(operator: str, value: int) -> dict[str, Any]:

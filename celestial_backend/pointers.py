@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from celestial_backend.errors import StateError
+from celestial_backend.errors import STATE_REMEDY, StateError
+from celestial_backend.files import replace_text
 
 DIGITS_MAX = 19  # of a number that a database holds
 
@@ -54,26 +54,25 @@ class Pointers:
         Raises:
             StateError: It could not be written; the old one is live.
         """
-        path = self._path(project)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_suffix(f".{os.getpid()}")
-            with fresh.open("w") as file:
-                json.dump(asdict(pointer), file)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
+            replace_text(self._path(project), json.dumps(asdict(pointer)))
         except OSError as error:
-            raise StateError(
-                f"The live model of project {project} cannot be changed ({error.strerror}). Check that the folder "
-                "that MODEL_DIR names belongs to this user and that its disk has space."
-            ) from error
+            raise _unchanged(project, error) from error
 
     @contextmanager
     def alone(self, project: str) -> Iterator[None]:
-        """Keep others from changing a project's pointer meanwhile: who publishes looks first at what is live."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._path(project).with_suffix(".lock").open("w") as lock:
+        """
+        Keep others from changing a project's pointer meanwhile: who publishes looks first at what is live.
+
+        Raises:
+            StateError: The state folder cannot be written.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = self._path(project).with_suffix(".lock").open("w")
+        except OSError as error:
+            raise _unchanged(project, error) from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -86,3 +85,7 @@ class Pointers:
         # Label Studio numbers its projects; a request may carry anything, and never becomes another path.
         numbered = project.isdecimal() and project.isascii() and len(project) <= DIGITS_MAX
         return self._folder / f"{project if numbered else 'none'}.json"
+
+
+def _unchanged(project: str, error: OSError) -> StateError:
+    return StateError(f"The live model of project {project} cannot be changed ({error.strerror}). {STATE_REMEDY}")

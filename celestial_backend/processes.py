@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from celestial_backend.errors import StateError
+from celestial_backend.errors import STATE_REMEDY, StateError
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,7 @@ def lock(path: Path, patience_s: float = 0.0) -> Iterator[IO[bytes] | None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("wb")
     except OSError as error:
-        raise StateError(
-            f"The state folder cannot be written ({error.strerror}). Check that the folder that MODEL_DIR names "
-            "belongs to this user and that its disk has space."
-        ) from error
+        raise StateError(f"The state folder cannot be written ({error.strerror}). {STATE_REMEDY}") from error
     with file:
         yield file if _taken(file, time.monotonic() + patience_s) else None
 

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from celestial_backend.errors import StudioError
 from celestial_backend.settings import MODEL_NAME
@@ -43,6 +43,12 @@ def _where(column: str, kind: str, least: object) -> dict[str, Any]:
 LABELLED = _where("total_annotations", "Number", 0)
 
 
+class _Page(NamedTuple):
+    tasks: list[dict[str, Any]]
+    total: int  # tasks that fit the filters
+    labels: int  # of those
+
+
 class StudioProject:
     """A project of Label Studio; for one thread. Nothing is asked before the first call."""
 
@@ -59,9 +65,7 @@ class StudioProject:
         Raises:
             StudioError: It stayed away, refused, or has no such project.
         """
-        wanted = f"project {self.project_id}"
-        config = self._ask(wanted, lambda client: client.projects.get(self._number()).label_config)
-        return config or ""
+        return self._ask(f"project {self.project_id}", lambda client: _config(client, self._number()))
 
     def labelled_tasks(self) -> Iterator[dict[str, Any]]:
         """
@@ -96,14 +100,14 @@ class StudioProject:
             StudioError: As for `label_config`.
         """
         if moment is None:
-            return self._page([LABELLED], 1)[1].total_annotations or 0
+            return self._page([LABELLED], 1).labels
         since = read_moment(moment)
         text = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         touched = [LABELLED, _where("updated_at", "Datetime", text)]
-        if int(self._page(touched, 1)[1].total) > MOST_COUNTED:
-            return int(self._page([LABELLED, _where("completed_at", "Datetime", text)], 1)[1].total)
+        if self._page(touched, 1).total > MOST_COUNTED:
+            return self._page([LABELLED, _where("completed_at", "Datetime", text)], 1).total
         given = (annotation for task in self._tasks(touched) for annotation in task["annotations"])
-        return sum(not each["was_cancelled"] and read_moment(each["updated_at"]) > since for each in given)
+        return sum(not each.get("was_cancelled") and read_moment(each.get("updated_at")) > since for each in given)
 
     def show_version(self, tag: str) -> list[str]:
         """
@@ -121,7 +125,7 @@ class StudioProject:
             StudioError: As for `label_config`.
         """
         number = self._number()
-        records = self._ask("the model of the project", lambda client: client.ml.list(project=number))
+        records = self._ask("the model of the project", lambda client: _models(client, number))
         ours = next((record for record in records if record.model_version == tag), None)
         if ours is None:
             return [self._not_connected(tag, records)]
@@ -131,7 +135,7 @@ class StudioProject:
             self._ask("another title of the model", lambda client: _rename(client, ours, tag))
             said.append(f"The model's title was {title} and is {tag} now.")
             title = tag
-        shown = self._ask("the project", lambda client: client.projects.get(number)).model_version or ""
+        shown = self._ask("the project", lambda client: client.projects.get(number).model_version) or ""
         titles = {record.title for record in records} | {title}
         if _is_tag(shown) and shown not in titles and shown != tag:
             self._ask("live predictions", lambda client: client.projects.update(number, model_version=title))
@@ -141,11 +145,11 @@ class StudioProject:
     def _tasks(self, filters: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         last = 0
         while True:
-            tasks, _ = self._page([*filters, _where("id", "Number", last)], PAGE)
+            tasks = self._page([*filters, _where("id", "Number", last)], PAGE).tasks
             yield from tasks
             if len(tasks) < PAGE:
                 return
-            last = max(int(task["id"]) for task in tasks)
+            last = max(task["id"] for task in tasks)
 
     def _not_connected(self, tag: str, records: Sequence[MlBackend]) -> str:
         if not records:
@@ -156,16 +160,18 @@ class StudioProject:
             " Look at the project's settings, Model."
         )
 
-    def _page(self, filters: list[dict[str, Any]], size: int) -> tuple[list[dict[str, Any]], Any]:
+    def _page(self, filters: list[dict[str, Any]], size: int) -> _Page:
         query = json.dumps({"filters": {"conjunction": "and", "items": filters}, "ordering": ["tasks:id"]})
         number = self._number()
-        page: Any = self._ask(
-            f"the tasks of project {self.project_id}",
-            lambda client: client.tasks.list(
+
+        def call(client: LabelStudio) -> _Page:
+            page: Any = client.tasks.list(
                 project=number, page=1, page_size=size, fields="all", include=PARTS, query=query
-            ),
-        )
-        return [_plain(task) for task in page.items or ()], page.response
+            )
+            told = page.response
+            return _Page([_plain(task) for task in page.items], int(told.total), int(told.total_annotations or 0))
+
+        return self._ask(f"the tasks of project {self.project_id}", call)
 
     def _number(self) -> int:
         if not self.project_id.isdecimal():
@@ -199,10 +205,26 @@ def _is_tag(text: str) -> bool:
     return text.startswith(f"{MODEL_NAME}:")
 
 
+# These run inside `StudioProject._ask`: what they trip over is an answer that is not Label Studio's.
+
+
 def _plain(task: Any) -> dict[str, Any]:
     """The parts of a task that are used, so that a page does not keep the SDK's objects alive."""
     predictions = [{"id": each.id, "result": each.result} for each in task.predictions or ()]
-    return {"id": task.id, "data": task.data, "annotations": task.annotations or [], "predictions": predictions}
+    annotations = [dict(each) for each in task.annotations or ()]
+    return {"id": int(task.id), "data": dict(task.data), "annotations": annotations, "predictions": predictions}
+
+
+def _config(client: LabelStudio, number: int) -> str:
+    project = client.projects.get(number)
+    config = project.label_config or ""
+    if project.id != number or not isinstance(config, str):
+        raise TypeError
+    return config
+
+
+def _models(client: LabelStudio, number: int) -> list[MlBackend]:
+    return [record for record in client.ml.list(project=number) if record.id]
 
 
 def _rename(client: LabelStudio, record: MlBackend, title: str) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import re
 import shutil
 import tempfile
 import time
@@ -27,11 +25,12 @@ import yaml
 
 from celestial_backend import body, decode, errors, exported, network
 from celestial_backend.errors import ModelError
+from celestial_backend.files import replace_text
 from celestial_backend.settings import MODEL_NAME
+from celestial_backend.tags import project_of
 
-SAVING = "saving-"
-SAVING_MAX_S = 3600.0
-PROJECT_VERSION = re.compile(r"project-(?P<project>[0-9]+)-[0-9a-z]+")
+SAVING, SAVING_MAX_S = "saving-", 3600.0
+STORE_REMEDY = "Set BENTOML_HOME to a folder that this user can read and write, with space on its disk."
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,6 @@ class Described:
         return self.metadata.get("parent")
 
 
-def project_of(tag: str) -> str | None:
-    """The project that a tag's model was trained for, None for a model of all projects."""
-    found = PROJECT_VERSION.fullmatch(tag.partition(":")[2])
-    return found["project"] if found else None
-
-
-def project_tag(project: str, job_id: str) -> str:
-    """The tag of the model that a job trains for a project."""
-    return f"{MODEL_NAME}:project-{project}-{job_id}"
-
-
 @dataclass(frozen=True)
 class _Aside:
     place: Path
@@ -82,19 +70,25 @@ class Registry:
         return self._models / name / number
 
     def holds(self, tag: str) -> bool:
-        """Whether a model is there; it appears whole, in one step."""
-        return (self.path(tag) / "model.yaml").is_file()
+        """
+        Whether a model is there; it appears whole, in one step.
+
+        Raises:
+            ModelError: The store cannot be read.
+        """
+        with _disk("read"):
+            return (self.path(tag) / "model.yaml").is_file()
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model, in the order of their names."""
-        return sorted(path.parent.name for path in (self._models / name).glob("*/model.yaml"))
+        with _disk("read"):
+            return sorted(path.parent.name for path in (self._models / name).glob("*/model.yaml"))
 
     def latest(self, name: str) -> str | None:
         """The version that BentoML calls the latest; the newest of all projects' models where it is one project's."""
-        try:
-            found = (self._models / name / "latest").read_text().strip()
-        except OSError:
-            found = ""
+        with _disk("read"):
+            path = self._models / name / "latest"
+            found = path.read_text().strip() if path.is_file() else ""
         if found and not project_of(f"{name}:{found}") and self.holds(f"{name}:{found}"):
             return found
         shared = [number for number in self.versions(name) if not project_of(f"{name}:{number}")]
@@ -153,7 +147,7 @@ class Registry:
         """
         import bentoml
 
-        with self._aside() as aside:
+        with _disk("written"), self._aside() as aside:
             with bentoml.models.create(
                 tag,
                 module="bentoml.keras",
@@ -168,6 +162,7 @@ class Registry:
                 for name in network.FILES:
                     shutil.copyfile(folder / name, model.path_of(name))
             self._appear(aside.place, str(model.tag))
+            self._make_latest(str(model.tag))
         return str(model.tag)
 
     def add_folder(self, folder: Path, model_version: str | None = None) -> str:
@@ -182,6 +177,8 @@ class Registry:
         with self._aside() as aside:
             exported.import_into(aside.store, archive)
             self._appear(aside.place, tag)
+            shared = [model.tag for model in self.models(tag.partition(":")[0]) if model.project is None]
+            self._make_latest(shared[-1])  # by the time of its making, which may be long ago
 
     def remove(self, tag: str) -> None:
         """Remove a model, if it is there."""
@@ -212,11 +209,11 @@ class Registry:
         if not self.holds(tag):
             shutil.rmtree(path, ignore_errors=True)
         Path(place, *tag.split(":")).rename(path)
-        shared = [model.tag for model in self.models(path.parent.name) if model.project is None]
-        if shared:
-            fresh = path.parent / f".latest-{os.getpid()}"
-            fresh.write_text(shared[-1].partition(":")[2])
-            fresh.replace(path.parent / "latest")
+
+    def _make_latest(self, tag: str) -> None:
+        """Let BentoML call a model the latest, unless it is a project's; a clock that was moved does not matter."""
+        if project_of(tag) is None:
+            replace_text(self.path(tag).with_name("latest"), tag.partition(":")[2])
 
     def _saved_at(self, tag: str) -> float:
         return (self.path(tag) / "model.yaml").stat().st_mtime
@@ -224,16 +221,19 @@ class Registry:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """One process at a time: several start at once on one store."""
-        try:
+        with _disk("written"):
             self._models.mkdir(parents=True, exist_ok=True)
             with (self._models / ".celestial.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
-        except OSError as error:
-            raise ModelError(
-                f"The BentoML store cannot be written ({error.strerror}). "
-                "Set BENTOML_HOME to a folder that this user may write to, with space on its disk."
-            ) from error
+
+
+@contextmanager
+def _disk(done: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"The BentoML store cannot be {done} ({error.strerror}). {STORE_REMEDY}") from error
 
 
 def _plain(value: Any) -> Any:

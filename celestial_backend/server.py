@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from celestial_backend import logs
 from celestial_backend.app import create_app
 from celestial_backend.errors import CelestialError
 from celestial_backend.metrics import SHARED
+from celestial_backend.processes import lock, show_life
 from celestial_backend.settings import LOG_LEVELS, Settings
 from celestial_backend.wiring import build
 
 STOP_S = 30  # seconds that running requests have to end after a stop signal
 AGAIN_S = 5.0  # a worker that ends is started anew no sooner than this after its last start
+COUNTS, LIFE = "celestial-metrics-", "life"  # folders of shared counts, and the lock that their servers hold
 PLACE = str(Path(__file__).parents[1])  # where `python -m celestial_backend` is found
 
 
@@ -74,8 +76,17 @@ def _warm_app(settings: Settings) -> Flask:
 
 @contextmanager
 def _shared_metrics() -> Iterator[None]:
-    """A folder of this start in which the web server processes share their counts; it goes when this process ends."""
-    folder, maker = tempfile.mkdtemp(prefix="celestial-metrics-"), os.getpid()
+    """
+    A folder of this start in which the web server processes share their counts; it goes when this process ends.
+
+    Where the process was killed, the next start removes it, once no process of that server lives.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{COUNTS}*"):
+        with suppress(CelestialError), lock(left / LIFE) as ours:
+            if ours is not None:
+                shutil.rmtree(left, ignore_errors=True)
+    folder, maker = tempfile.mkdtemp(prefix=COUNTS), os.getpid()
+    show_life(Path(folder, LIFE))
     os.environ[SHARED] = folder
     try:
         yield

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -19,9 +18,11 @@ from pathlib import Path
 from celestial_backend import classifier, exported, network
 from celestial_backend.classifier import Classifier
 from celestial_backend.errors import ModelError, ModelNotFoundError
+from celestial_backend.files import replace_text
 from celestial_backend.pointers import Pointer, Pointers
-from celestial_backend.registry import Registry, project_of
+from celestial_backend.registry import Registry
 from celestial_backend.settings import MODEL_NAME, Settings
+from celestial_backend.tags import project_of
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,8 @@ class ModelStore:
             ModelNotFoundError: The store does not hold the model.
             StateError: The pointer cannot be written.
         """
-        self._held(tag)
         with self.pointers.alone(project):
+            self._held(tag)
             if instead_of is not None and self.live_tag(project) != instead_of:
                 return False
             self.pointers.write(project, Pointer(tag, job))
@@ -134,18 +135,19 @@ class ModelStore:
 
         The live models of all projects, their parents and the models of all projects stay.
         """
-        described = {model.tag: model for model in self.registry.models()}
-        kept = set()
-        for tag in [*self.pointers.projects().values(), self.live_tag(project)]:
-            ancestor: str | None = tag
-            while ancestor in described and ancestor not in kept:
-                kept.add(ancestor)
-                ancestor = described[ancestor].parent
-        mine = [tag for tag in described if project_of(tag) == project]
-        removed = [tag for tag in mine[: -self._settings.keep_models] if tag not in kept]
-        for tag in removed:
-            self.registry.remove(tag)
-        return removed
+        with self.pointers.alone(project):
+            described = {model.tag: model for model in self.registry.models()}
+            kept = set()
+            for tag in [*self.pointers.projects().values(), self.live_tag(project)]:
+                ancestor: str | None = tag
+                while ancestor in described and ancestor not in kept:
+                    kept.add(ancestor)
+                    ancestor = described[ancestor].parent
+            mine = [tag for tag in described if project_of(tag) == project]
+            removed = [tag for tag in mine[: -self._settings.keep_models] if tag not in kept]
+            for tag in removed:
+                self.registry.remove(tag)
+            return removed
 
     def _prepare(self) -> str:
         """Bring into the store what the settings ask for; give the tag to serve, ``latest`` unresolved."""
@@ -213,8 +215,11 @@ class ModelStore:
         """Classes that the model's own metadata or an earlier load has written down."""
         if loaded := self._loaded.get(tag):
             return loaded.classes
-        if tag in self._failures:
-            raise self._failures[tag][0]
+        error, until = self._failures.get(tag, (None, 0.0))
+        if error is not None:
+            if time.monotonic() < until:
+                raise error
+            return None  # it may have been mended: who asks lets it be loaded again
         classifier.check_files(tag, self.registry.path(tag))
         try:
             recorded = self.registry.describe(tag).metadata.get("classes") or json.loads(self._record(tag).read_text())
@@ -225,10 +230,7 @@ class ModelStore:
     def _record_classes(self, loaded: Classifier) -> None:
         path = self._record(loaded.tag)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_suffix(f".{os.getpid()}")
-            fresh.write_text(json.dumps(loaded.classes))
-            fresh.replace(path)
+            replace_text(path, json.dumps(loaded.classes))
         except OSError as error:
             logger.warning("The classes of %s are not remembered: %s", loaded.tag, error.strerror)
 

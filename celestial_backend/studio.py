@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from celestial_backend.deadlines import punctual_client
 from celestial_backend.errors import StudioError
 from celestial_backend.settings import Settings
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 REFRESH_TIMEOUT_S = 10.0
 PASSING = (408, 425, 429, *range(500, 600))  # statuses that a second try may get past
 ANSWER_TIMEOUT_S = 60.0  # a page of 200 tasks takes Label Studio about two seconds
+MADE_NO_SENSE = (ValueError, TypeError, AttributeError)  # what label-studio-sdk trips with over another JSON
 FAILURE_KEPT_S = 5.0  # so that a thousand pictures do not wait a thousand times for a Label Studio that is down
 
 
@@ -106,7 +108,8 @@ class Studio:
 
         try:
             return LabelStudio(  # type: ignore[no-untyped-call]
-                base_url=f"{self.url}/", api_key=self._key, timeout=ANSWER_TIMEOUT_S, max_retries=0
+                base_url=f"{self.url}/", api_key=self._key, timeout=ANSWER_TIMEOUT_S, max_retries=0,
+                httpx_client=punctual_client(ANSWER_TIMEOUT_S),
             )
         except ApiError as error:  # a personal access token that has run out is known without asking
             raise StudioError(self._refusal(error)) from error
@@ -137,7 +140,7 @@ class Studio:
         # A proxy in front of Label Studio says with a page that it is away, also when a token is to be renewed.
         return (
             f"What answers at {self._place} is not Label Studio: it did not give {wanted}. Check LABEL_STUDIO_URL."
-        ), isinstance(error, ValueError)
+        ), isinstance(error, MADE_NO_SENSE)
 
     @staticmethod
     def failures() -> tuple[type[Exception], ...]:
@@ -146,7 +149,7 @@ class Studio:
         from label_studio_sdk.core.api_error import ApiError
         from label_studio_sdk.core.parse_error import ParsingError
 
-        return (ApiError, ParsingError, httpx.HTTPError, httpx.InvalidURL, ValueError)
+        return (ApiError, ParsingError, httpx.HTTPError, httpx.InvalidURL, *MADE_NO_SENSE)
 
     def _denial(self, error: ApiError, wanted: str) -> str:
         detail = error.body.get("detail") if isinstance(error.body, dict) else None
@@ -186,7 +189,9 @@ class Studio:
         try:
             if self._client is None:
                 # The slash keeps the sub-path of http://host/label-studio in the SDK's refresh address.
-                self._client = LabelStudio(base_url=f"{self.url}/", api_key=key, timeout=REFRESH_TIMEOUT_S)  # type: ignore[no-untyped-call]
+                self._client = LabelStudio(  # type: ignore[no-untyped-call]
+                    base_url=f"{self.url}/", api_key=key, httpx_client=punctual_client(REFRESH_TIMEOUT_S)
+                )
             # The SDK renews the token here, for its own calls; it has no public name for that.
             header = self._client._client_wrapper.get_headers()["Authorization"]
         except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
@@ -203,7 +208,7 @@ class Studio:
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StudioError(self._unreachable(error)) from error
-        except ValueError as error:
+        except MADE_NO_SENSE as error:
             raise StudioError(
                 f"What answers at {self._place} is not Label Studio: it gave no access token. Check LABEL_STUDIO_URL."
             ) from error

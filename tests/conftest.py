@@ -161,6 +161,19 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is a disk of its own, of 256 KB; where nobody may mount one there is no test."""
+    import disks
+
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not disks.mount(folder):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("mounting a disk needs root")
+    yield folder
+    disks.unmount(folder)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """A failed test shows the end of the log of each server that it used."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +14,7 @@ Answer = bytes | int | tuple[int, dict[str, str], bytes] | Callable[[BaseHTTPReq
 
 class PictureHost:
     """
-    Answers by path and query, exactly as sent; 404 for every other.
+    Answers by path and query, exactly as sent; `other` for every other, 404 unless it is set.
 
     An answer is a body, a status, (status, headers, body), or a function that writes
     to the handler itself.
@@ -20,6 +22,7 @@ class PictureHost:
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
+        self.other: Answer = 404
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.connections = 0
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -52,6 +55,19 @@ def redirect(location: str, status: int = 302) -> Answer:
     return (status, {"Location": location}, b"")
 
 
+def dripping(pause_s: float, start: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n") -> Answer:
+    """A start, and then a byte after each pause, until nobody listens."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(start)
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                time.sleep(pause_s)
+                handler.wfile.write(b" ")
+
+    return answer
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
@@ -72,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         host = self.server.host
         host.requests.append((self.path, dict(self.headers.items())))
-        answer = host.answers.get(self.path, 404)
+        answer = host.answers.get(self.path, host.other)
         if callable(answer):
             self.close_connection = True
             answer(self)

@@ -21,10 +21,10 @@ from celestial_backend.app import create_app
 from celestial_backend.classifier import Classifier
 from celestial_backend.images import ImageReader
 from celestial_backend.network import Postprocess, Preprocess, load_card
-from celestial_backend.registry import project_tag
 from celestial_backend.renderer import render
 from celestial_backend.settings import Settings
 from celestial_backend.store import DEFAULT_MODEL
+from celestial_backend.tags import project_tag
 from celestial_backend.wiring import Services, build
 
 MARS_ONLY = label_config(["Mars", "Moon base"])

@@ -11,11 +11,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "celestial_backend"
 FLOORS = [
-    {"__init__", "errors"},
-    {"tables", "metrics", "bombs"},
+    {"__init__", "errors", "files"},
+    {"tables", "metrics", "bombs", "deadlines"},
     {"settings", "logs", "protocol", "label_config", "exported", "decode", "folders", "teaching", "contest"},
     {"body", "renderer", "augment", "robustness", "modelcard", "ledger", "pointers", "job_queue", "processes", "reach"},
-    {"network", "examples"},
+    {"network", "examples", "tags"},
     {"labels", "studio", "guard", "classifier", "registry", "lessons", "training"},
     {"download", "store", "votes", "project", "growth"},
     {"images", "consensus", "finetune", "tally", "endings", "pending"},

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from backend_server import REPOSITORY, label_config
+from disks import fill
 from flask.testing import FlaskClient
 
 from celestial_backend.app import create_app
@@ -229,6 +228,24 @@ def test_a_training_that_failed_is_not_asked_for_every_minute(
     assert states(ledger) == [WAITING, FAILED]
 
 
+def test_a_training_that_failed_is_asked_for_again_though_the_clock_was_moved_back(
+    studio: Any, look: Callable[[], None], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure that seems to lie ahead holds up nothing; that of the next attempt counts its hour."""
+    studio.new, real = 9, time.time
+    job = ledger.request("7")
+    ledger.start("7")
+    ledger.end(job.id, FAILED, "too few")
+    monkeypatch.setattr(time, "time", lambda: real() - 30 * 86400)
+    look()
+    assert states(ledger) == [WAITING, FAILED]
+    again = ledger.start("7")
+    assert again is not None
+    ledger.end(again.id, FAILED, "too few")
+    look()
+    assert states(ledger) == [FAILED, FAILED]
+
+
 def test_a_label_studio_that_is_away_is_asked_again(
     studio: Any, look: Callable[[], None], ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,30 +300,6 @@ def test_a_locked_queue_does_not_hold_up_a_request(settings: Settings, ledger: L
     assert states(ledger) == [WAITING]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A state folder on a disk of its own with almost no space; where that is not allowed there is no test."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount, umount = shutil.which("mount"), shutil.which("umount")
-    if not mount or not umount or os.geteuid() != 0:
-        pytest.skip("mounting a disk needs root")
-    options = ["-t", "tmpfs", "-o", "size=256k", "tmpfs"]
-    if subprocess.run([mount, *options, folder], capture_output=True, check=False).returncode:
-        pytest.skip("no disk can be mounted here")
-    yield folder
-    subprocess.run([umount, "-l", folder], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Leave no space on a disk; gives the file to remove."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(1024))
-    return filler
-
-
 def test_a_full_disk_accepts_nothing(settings: Settings, small_disk: Path) -> None:
     """The answer is an error with a sentence; with space again the same request is accepted."""
     services = build(replace(settings, model_dir=small_disk / "state"))
@@ -315,7 +308,7 @@ def test_a_full_disk_accepts_nothing(settings: Settings, small_disk: Path) -> No
     answer, seconds = press(client)
     assert answer.status_code == 503
     assert seconds < 1
-    assert "Nothing was accepted. Check that the folder that MODEL_DIR names" in answer.json["detail"]
+    assert "Nothing was accepted. Check that this user can write to the folder" in answer.json["detail"]
     filler.unlink()
     assert press(client)[0].status_code == 201
     assert states(services.jobs.ledger) == [WAITING]

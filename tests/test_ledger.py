@@ -155,6 +155,17 @@ def test_jobs_can_be_narrowed(ledger: Ledger) -> None:
     assert [job.project for job in ledger.jobs(limit=1)] == ["5"]
 
 
+def test_the_newest_job_is_the_last_that_was_asked_for(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the clock was moved back in between."""
+    jobs, real = [], time.time
+    for hours in (0, 1, 3):
+        monkeypatch.setattr(time, "time", lambda back=hours * 3600: real() - back)
+        jobs.append(ledger.request("3").id)
+        ledger.start("3")
+        ledger.end(jobs[-1], KEPT, "worse")
+    assert [job.id for job in ledger.jobs("3")] == jobs[::-1]
+
+
 def test_what_was_accepted_survives_a_kill(ledger: Ledger, tmp_path: Path) -> None:
     """A process that is killed right after its request was answered leaves the job in the list."""
     code = (
@@ -169,7 +180,7 @@ def test_what_was_accepted_survives_a_kill(ledger: Ledger, tmp_path: Path) -> No
 def test_a_state_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     """Nothing is accepted that was not written down."""
     (tmp_path / "blocked").write_text("a file where the folder should be")
-    with pytest.raises(StateError, match=r"Nothing was accepted. Check that the folder that MODEL_DIR names"):
+    with pytest.raises(StateError, match=r"Nothing was accepted. Check that this user can write to the folder"):
         Ledger(tmp_path / "blocked").request("3")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import threading
 from pathlib import Path
 
@@ -66,10 +66,15 @@ def test_a_damaged_pointer_is_said_with_its_remedy(tmp_path: Path) -> None:
         Pointers(tmp_path).read("3")
 
 
-def test_a_pointer_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    """As with a disk that is full."""
+def test_a_pointer_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a disk that is full at the last moment; and no half one lies beside it."""
     Pointers(tmp_path).write("3", Pointer("a:1"))
-    (tmp_path / "live" / f"3.{os.getpid()}").mkdir()  # where the new one would be written first
+
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StateError, match="project 3 cannot be changed"):
         Pointers(tmp_path).write("3", Pointer("a:2"))
     assert Pointers(tmp_path).read("3") == Pointer("a:1")
+    assert [path.name for path in (tmp_path / "live").iterdir()] == ["3.json"]

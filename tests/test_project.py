@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from backend_server import label_config
 from gate import gate
 from label_studio import LabelStudioServer
-from picture_host import PictureHost, picture_host
+from picture_host import PictureHost, dripping, picture_host
 from stand_in import stand_in
 from test_studio import LEGACY, PAT, REFRESH, issuing, refreshes, token
 
 from celestial_backend import project as project_module
 from celestial_backend import studio as studio_module
 from celestial_backend.errors import StudioError
+from celestial_backend.pending import PendingTasks
 from celestial_backend.project import StudioProject
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.studio import Studio
@@ -256,16 +260,96 @@ def test_other_refusals(host: PictureHost) -> None:
     assert said(connect(host.url, LEGACY, 7)).endswith("Check LABEL_STUDIO_URL, sub-path included.")
 
 
-def test_too_slow(host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that does not come is given up, and after the patience said."""
-    monkeypatch.setattr(studio_module, "ANSWER_TIMEOUT_S", 0.2)
-    host.answers["/api/projects/7/"] = lambda _: time.sleep(1)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(lambda _: time.sleep(1), id="silence"),
+        pytest.param(dripping(0.1, b"HTTP/1.1 200 OK\r\nX-Slow: "), id="a head that drips"),
+        pytest.param(dripping(0.1), id="a body that drips"),
+        pytest.param((302, {"Location": "/api/projects/7/"}, b""), id="redirects"),
+    ],
+)
+def test_too_slow(host: PictureHost, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    """An answer that does not come whole in time is given up, and after the patience said."""
+    monkeypatch.setattr(studio_module, "ANSWER_TIMEOUT_S", 0.4)
+    host.answers["/api/projects/7/"] = answer
+    started = time.monotonic()
     with pytest.raises(StudioError) as raised:
         connect(host.url, LEGACY, 7, patience_s=0).label_config()
+    assert time.monotonic() - started < 5
+    if isinstance(answer, tuple):
+        assert str(raised.value).startswith(f"Label Studio cannot be reached at {host.url} (TooManyRedirects).")
+        return
     assert str(raised.value).startswith(
-        f"Label Studio at {host.url} must answer within 0.2 seconds and did not, when asked for project 7."
+        f"Label Studio at {host.url} must answer within 0.4 seconds and did not, when asked for project 7."
         " Check that it runs and is not overloaded."
     )
+
+
+GARBAGE = [b"", b"<html>", b"null", b"5", b'"x"', b"[]", b"{", b"{}", b"[5]", b"\xff\xfe\x00", b'{"tasks": 5}',
+           b'{"tasks": [5], "total": 1}', b'{"tasks": [{"id": "x"}], "total": 1}', b'{"tasks": [{"id": 1}]}',
+           b'{"tasks": [{"id": 1, "data": {}, "predictions": [3]}], "total": 1}', b'{"id": 7, "label_config": 5}',
+           b'{"tasks": [], "total": "many"}']  # fmt: skip
+NO_HTTP = [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+           b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"id": 7']  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("answer", [*GARBAGE, *NO_HTTP], ids=ascii)
+def test_garbage_is_said(host: PictureHost, answer: bytes) -> None:
+    """Whatever answers in Label Studio's place: a sentence that names the place, never another error."""
+    host.other = answer if answer in GARBAGE else lambda handler: handler.wfile.write(answer)
+    subject = connect(host.url, LEGACY, 7, patience_s=0)
+    pending = PendingTasks(subject._studio, "7", "v", [], exact=True)
+    pending._patience_s = 0
+    calls = (subject.label_config, lambda: list(subject.labelled_tasks()), lambda: subject.labels_since(None),
+             lambda: pending.count(), lambda: pending.still([1]))  # fmt: skip
+    for call in calls:
+        with pytest.raises(StudioError) as raised:
+            call()
+        assert host.url in str(raised.value)
+    try:
+        told = " ".join(subject.show_version(NEW))
+    except StudioError as error:
+        told = str(error)
+    assert host.url in told or "nothing was changed" in told
+
+
+def pages(host: PictureHost, refused: int, *, once: bool) -> None:
+    """Serve a project's tasks in two pages of 200 and one of 5; 401 to a page, once or from then on."""
+    asked = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        filters = json.loads(parse_qs(urlsplit(handler.path).query)["query"][0])["filters"]["items"]
+        last = next(item["value"] for item in filters if item["filter"] == "filter:tasks:id")
+        tasks = [{"id": number, "data": {"image": IMAGE}, "annotations": []} for number in range(last + 1, 406)[:200]]
+        status, body = 200, {"tasks": tasks, "total": 405 - last}
+        if len(asked) == refused or (len(asked) > refused and not once):
+            status, body = 401, {"detail": "Token expired."}
+        handler.send_response(status)
+        handler.end_headers()
+        handler.wfile.write(json.dumps(body).encode())
+
+    host.other = answer
+
+
+def test_a_401_in_the_middle_of_a_listing_loses_no_task(host: PictureHost) -> None:
+    """An access token that is refused is renewed, and the page asked for again."""
+    host.answers[REFRESH] = issuing(host)
+    pages(host, 2, once=True)
+    assert [task["id"] for task in connect(host.url, PAT, 7).labelled_tasks()] == list(range(1, 406))
+    assert refreshes(host) == 2
+
+
+def test_a_token_that_is_withdrawn_in_the_middle_is_said(host: PictureHost) -> None:
+    """At once, with what to do; half a listing is never taken for the whole."""
+    pages(host, 2, once=False)
+    reading, started = connect(host.url, LEGACY, 7).labelled_tasks(), time.monotonic()
+    assert [next(reading)["id"] for _ in range(200)] == list(range(1, 201))
+    with pytest.raises(StudioError, match=r"answered 401 \(Token expired\).* Set LABEL_STUDIO_API_KEY to a valid"):
+        next(reading)
+    assert time.monotonic() - started < 5
 
 
 def test_a_token_that_ran_out_is_known_without_asking(host: PictureHost) -> None:

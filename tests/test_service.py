@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from backend_server import BackendServer, label_config
 from trainings import FAULTS, Place
 
 from celestial_backend.ledger import PUBLISHED, RUNNING, WAITING
+from celestial_backend.renderer import render
 
 WEBHOOK_S, SETUP_S = 1, 3  # what Label Studio gives
 
@@ -45,6 +48,21 @@ class Service(Place):
     def training_worker(self) -> psutil.Process:
         found: list[psutil.Process] = self.wait_for(lambda: self.processes("celestial_backend.worker"))
         return found[0]
+
+    def master(self) -> psutil.Process:
+        """The master process of gunicorn, whatever has started it."""
+        found = self.training_worker().parent()
+        assert found is not None
+        return found
+
+    def web_processes(self) -> list[psutil.Process]:
+        """The children of the master that answer requests."""
+        found = []
+        for process in self.master().children():
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE and "celestial_backend.worker" not in process.cmdline():
+                    found.append(process)
+        return found
 
     def press(self, project: int = 3) -> str:
         """Press *Start training*; gives the job."""
@@ -116,6 +134,78 @@ def test_what_the_server_accepted_is_run_whatever_ends_it(service: Service) -> N
     service.start()
     assert {service.ended(one, 30).state for one in (job, other)} == {PUBLISHED}
     assert sorted(service.publications()) == sorted([job, other])
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with one picture."""
+    folder = tmp_path / "originals"
+    folder.mkdir()
+    render("Mars", 1).save(folder / "mars.png")
+    return folder
+
+
+def test_a_web_process_that_is_killed_costs_its_own_requests_alone(service: Service, pictures: Path) -> None:
+    """
+    One of two is killed while predictions are asked for: connections to it break, all other answers are whole.
+
+    Another one takes its place, and what was accepted is run.
+    """
+    service.start(WORKERS="2", CELESTIAL_DATA_FOLDER=str(pictures))
+    server, killed, done = service.server, threading.Event(), threading.Event()
+    service.wait_for(lambda: server.log_text().count("Loaded") == 2, 60)
+    outcomes: list[str] = []
+
+    def ask() -> None:
+        while not done.is_set():
+            try:
+                answers = server.predict(["/data/upload/1/01234567-mars.png"] * 20)
+                outcomes.append("whole" if len(answers) == 20 and all(answers) else "in part")
+            except requests.ConnectionError:
+                outcomes.append("broken" if killed.is_set() else "broken before the kill")
+
+    with ThreadPoolExecutor(6) as people:
+        asked = [people.submit(ask) for _ in range(6)]
+        service.wait_for(lambda: len(outcomes) > 12)
+        job = service.press()
+        victim, other = service.web_processes()
+        killed.set()
+        victim.kill()
+        service.wait_for(lambda: gone(victim) and len(service.web_processes()) == 2, 10)
+        service.wait_for(lambda: server.log_text().count("Loaded") == 3, 60)
+        done.set()
+        for one in asked:
+            one.result()
+    assert set(outcomes) <= {"whole", "broken"}, outcomes
+    assert outcomes.count("broken") <= 6, "each of those who asked once"
+    assert other in service.web_processes()
+    for _ in range(8):
+        assert all(server.predict(["/data/upload/1/01234567-mars.png"]))
+    assert service.ended(job).state == PUBLISHED
+
+
+def test_a_web_server_whose_master_alone_is_killed_ends_whole(service: Service, tmp_path: Path) -> None:
+    """Its processes follow within seconds and free the port; the next start runs what waits and clears up."""
+    (tmp_path / "temporary").mkdir()
+    service.start(WORKERS="2", FAULT_LEARN="60", TMPDIR=str(tmp_path / "temporary"))
+    job = service.press()
+    service.stage(job, "reading labels")
+    everybody = [*service.web_processes(), service.training_worker(), *service.trainers()]
+    service.master().kill()
+    service.wait_for(lambda: all(gone(process) for process in everybody), 10)
+    with socket.create_server(("127.0.0.1", service.server.port)):
+        pass
+    (left,) = (tmp_path / "temporary").glob("celestial-metrics-*")
+    service.start(TMPDIR=str(tmp_path / "temporary"))
+    assert service.ended(job, 30).state == PUBLISHED
+    (there,) = (tmp_path / "temporary").glob("celestial-metrics-*")
+    assert there != left
+
+    other = service.folder / "beside"
+    other.mkdir()
+    beside = BackendServer(other, TMPDIR=tmp_path / "temporary")
+    beside.stop()
+    assert there.exists(), "the folder of a server that lives is left alone"
 
 
 def test_webhooks_are_answered_in_time_while_a_training_runs(service: Service, record_property: Any) -> None:

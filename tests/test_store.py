@@ -9,23 +9,25 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import bentoml
 import keras
 import numpy as np
 import pytest
-from backend_server import BODIES
+from backend_server import BODIES, label_config
 from PIL import Image
 
 from celestial_backend import store as store_module
 from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundError
 from celestial_backend.network import FILES
-from celestial_backend.registry import project_tag
 from celestial_backend.renderer import render
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.store import DEFAULT_MODEL, ModelStore
+from celestial_backend.tags import project_tag
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -163,6 +165,31 @@ def test_the_default_of_another_release_gives_way(settings: Settings, monkeypatc
     assert upgraded != f"{MODEL_NAME}:default-0123456789ab"
     own = save()
     assert ModelStore(settings).live_tag() == own
+
+
+def made_next_year(store: ModelStore, tag: str) -> None:
+    """Let a model have been made before the clock was moved back by a year."""
+    path = store.registry.path(tag) / "model.yaml"
+    year = datetime.now(UTC).year
+    path.write_text(path.read_text().replace(f"creation_time: '{year}", f"creation_time: '{year + 1}"))
+    assert store.registry.describe(tag).created.startswith(str(year + 1))
+
+
+def test_an_upgrade_is_served_though_the_clock_was_moved_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was saved last is the latest, for BentoML too, whatever times stand in the models."""
+    with monkeypatch.context() as older:
+        older.setattr(store_module, "_default_version", lambda: "default-0123456789ab")
+        store = ModelStore(settings)
+        made_next_year(store, store.live_tag())
+    for _ in range(2):
+        upgraded = ModelStore(settings).live_tag()
+        assert upgraded.startswith(f"{MODEL_NAME}:default-")
+        assert upgraded != f"{MODEL_NAME}:default-0123456789ab"
+    made_next_year(store, upgraded)
+    own = store.registry.add_folder(DEFAULT_MODEL)
+    assert ModelStore(settings).live_tag() == str(bentoml.models.get(MODEL_NAME).tag) == own
 
 
 def test_the_default_ships_without_a_pickle() -> None:
@@ -314,6 +341,65 @@ def test_a_failed_load_is_told_again_without_another_try(settings: Settings) -> 
         store.classes(store.live_tag(), 5)
     save()
     assert store.current().classes == ("day", "night")
+
+
+def test_a_model_that_was_mended_is_served_without_a_new_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Label Studio asks /setup before it predicts, so a failure that is told there must be looked at again."""
+    store = ModelStore(settings)
+    tag = store.live_tag()
+    weights = store.registry.path(tag) / "model.weights.h5"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    for _ in range(2):
+        with pytest.raises(ModelLoadError, match="The network of"):
+            store.current()
+        with pytest.raises(ModelLoadError, match="The network of"):
+            store.classes(tag, 0)
+    weights.write_bytes(whole)
+    later = time.monotonic() + store_module.RETRY_S
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: later)
+    assert store.classes(tag, 60) == tuple(BODIES)
+    assert store.current().tag == tag
+
+
+UNREADABLE = """
+import os, stat, sys
+from celestial_backend.app import create_app
+from celestial_backend.settings import Settings
+from celestial_backend.wiring import build
+
+settings = Settings.from_environ()
+client, models = create_app(build(settings)).test_client(), settings.bentoml_home / "models"
+body = {"project": "1.1", "schema": sys.argv[1]}
+print(client.post("/setup", json=body).json["model_version"])
+for place in (models, models / "celestial_bodies_classifier_model"):
+    place.chmod(0)
+    for _ in range(2):
+        answer = client.post("/setup", json=body)
+        print(answer.status_code, answer.json["detail"])
+    place.chmod(stat.S_IRWXU)
+    print(client.post("/setup", json=body).json["model_version"])
+"""
+
+
+def test_a_store_that_cannot_be_read_is_a_sentence(settings: Settings) -> None:
+    """503 as long as it lasts, no other model in its place, and nothing to start anew afterwards."""
+    command = [sys.executable, "-c", UNREADABLE, label_config()]
+    if os.geteuid() == 0:  # who may read everything, until that is taken away
+        capabilities = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}", *command]
+    folders = {"MODEL_DIR": str(settings.model_dir), "BENTOML_HOME": str(settings.bentoml_home)}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=os.environ | folders, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    tag, *told = done.stdout.splitlines()
+    refused = "503 The BentoML store cannot be read (Permission denied). Set BENTOML_HOME to a folder that this user "
+    refused += "can read and write, with space on its disk."
+    assert told == [refused, refused, tag] * 2
+    assert "Traceback" not in done.stderr
 
 
 def test_a_load_that_failed_is_told_though_the_classes_are_known(settings: Settings) -> None:

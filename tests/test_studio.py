@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler
 
 import jwt
 import pytest
-from picture_host import PictureHost, picture_host
+from picture_host import PictureHost, dripping, picture_host
 
 from celestial_backend import studio as studio_module
 from celestial_backend.download import Downloader
@@ -205,6 +205,21 @@ def test_too_slow(host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studio_module, "REFRESH_TIMEOUT_S", 0.2)
     host.answers[REFRESH] = issuing(host, delay_s=1)
     assert "must answer within 0.2 seconds and did not" in said(studio(host))
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_a_token_that_drips_is_not_waited_for(
+    host: PictureHost, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    """A byte now and then stretches no limit, for those who wait for the same token neither."""
+    monkeypatch.setattr(studio_module, "REFRESH_TIMEOUT_S", 0.5)
+    host.answers[REFRESH] = dripping(0.1, start)
+    shared, started = studio(host), time.monotonic()
+    with ThreadPoolExecutor(4) as threads:
+        told = set(threads.map(lambda _: said(shared), range(4)))
+    assert time.monotonic() - started < 5
+    assert len(told) == 1
+    assert "must answer within 0.5 seconds and did not" in told.pop()
 
 
 def test_a_failure_is_remembered_for_a_while(host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -287,8 +288,29 @@ def test_a_redis_that_hangs_does_not_hold_up_a_request(on_redis: Place, redis_se
     assert on_redis.ledger.jobs()[0].requests == 11
 
 
+def test_locked_files_delay_and_lose_nothing(place: Place) -> None:
+    """List and queue are held by another program while a training ends: it ends once, later; the worker lives on."""
+    worker = place.worker(FAULT_LEARN="1")
+    job = place.request()
+    place.stage(job, "epoch 1")
+    files = [place.settings.model_dir / name for name in ("jobs.db", "queue.db")]
+    others = [sqlite3.connect(file, timeout=5, isolation_level=None) for file in files]
+    for other in others:
+        other.execute("BEGIN EXCLUSIVE")
+    time.sleep(3)  # in which it wants to write down where it is, and that it has ended
+    for other in others:
+        other.execute("ROLLBACK")
+        other.close()
+    ended = place.ended(job)
+    assert (ended.state, ended.attempts) == (PUBLISHED, 1)
+    assert place.ended(place.request()).state == PUBLISHED
+    assert len(place.publications()) == 2
+    assert worker.process.poll() is None
+    assert "Traceback" not in worker.log_text()
+
+
 FULL = {
-    "saving": ("shutil:copyfile:before:/bentoml/", "The disk is full. Make space where MODEL_DIR"),
+    "saving": ("shutil:copyfile:before:/bentoml/", "The BentoML store cannot be written (No space left on device)"),
     "pointing": ("os:fsync:before", "The live model of project 3 cannot be changed (No space left on device)"),
 }
 

@@ -10,6 +10,7 @@ is known to the package itself.
     FAULT_AT     module:Class.function:before or :after, and :text if an argument behind the first must hold it
     FAULT_DO     worker (it is killed, and its trainer hangs), both, self, disk (it is full), slow
     FAULT_TIMES  how often, once without it
+    FAULT_CLOCK  seconds that the clock goes ahead
 """
 
 from __future__ import annotations
@@ -162,6 +163,10 @@ class Finder(importlib.abc.MetaPathFinder):
         spec.loader.exec_module = exec_and_change
         return spec
 
+
+if "FAULT_CLOCK" in os.environ:
+    right = time.time
+    time.time = lambda: right() + float(os.environ["FAULT_CLOCK"])
 
 if "FAULT_MARKS" in os.environ:
     for known in {"os", "shutil"} & {os.environ.get("FAULT_AT", "").partition(":")[0]}:
