@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -25,3 +26,9 @@ def replace_text(path: Path, text: str) -> None:
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def reason(error: OSError) -> str:
+    """Why a disk did not do it, also where a library has put the error into one of its own."""
+    known = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
+    return error.strerror or next((text for text in known if text in str(error)), type(error).__name__)

@@ -25,7 +25,7 @@ import yaml
 
 from celestial_backend import body, decode, errors, exported, network
 from celestial_backend.errors import ModelError
-from celestial_backend.files import replace_text
+from celestial_backend.files import reason, replace_text
 from celestial_backend.settings import MODEL_NAME
 from celestial_backend.tags import project_of
 
@@ -233,7 +233,7 @@ def _disk(done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ModelError(f"The BentoML store cannot be {done} ({error.strerror}). {STORE_REMEDY}") from error
+        raise ModelError(f"The BentoML store cannot be {done} ({reason(error)}). {STORE_REMEDY}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -149,7 +149,7 @@ def test_a_model_store_that_is_read_only_is_a_sentence(small_disk: Path) -> None
     remount(small_disk, "ro")
     store = ModelStore(replace(Settings.from_environ(), bentoml_home=small_disk))
     for put in (store.live_tag, lambda: store.registry.add_folder(DEFAULT_MODEL)):
-        with pytest.raises(ModelError, match=r"cannot be written \(Read-only file system\). Set BENTOML_HOME to a folder"):
+        with pytest.raises(ModelError, match=r"cannot be written \(Read-only file system\). Set BENTOML_HOME to"):
             put()
 
 
