@@ -52,14 +52,14 @@ def test_a_state_folder_that_is_read_only_costs_trainings_alone(
     (answer,) = server.predict([f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"])
     assert answer["model_version"] == server.model_version
     press = {"action": "START_TRAINING", "project": {"id": 3, "label_config": label_config()}}
-    refused = server.post("/webhook", press, timeout=1)
+    refused = server.post("/webhook", press)
     assert refused.status_code == 503
     assert "Nothing was accepted. Check that this user can write to the folder" in refused.json()["detail"]
     server.wait_for_log("The queue in the state folder cannot be opened (unable to open database file). Check that")
     assert "Traceback" not in server.log_text()
 
     remount(small_disk, "rw")
-    job = server.post("/webhook", press, timeout=1).json()["result"]["job"]
+    job = server.post("/webhook", press).json()["result"]["job"]
     deadline = time.monotonic() + 30
     while (found := Ledger(small_disk).job(job)) is None or not found.attempts:
         assert time.monotonic() < deadline, server.log_tail()
@@ -175,8 +175,9 @@ def test_prelabel_waits_no_longer_because_the_clock_was_moved_back(
 
 def test_a_clock_that_is_moved_back_loses_no_training(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that is asked for an hour before the last one, as it seems, is the newest, is run and is published."""
-    place.worker()
+    worker = place.worker()
     first = place.ended(place.request())
+    worker.stop()
     real = time.time
     monkeypatch.setattr("celestial_backend.ledger.time.time", lambda: real() - 3600)
     place.worker(FAULT_CLOCK="-3600")

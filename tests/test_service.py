@@ -151,9 +151,10 @@ def test_a_web_process_that_is_killed_costs_its_own_requests_alone(service: Serv
 
     Another one takes its place, and what was accepted is run.
     """
-    service.start(WORKERS="2", CELESTIAL_DATA_FOLDER=str(pictures))
+    service.start(WORKERS="2", CELESTIAL_DATA_FOLDER=str(pictures), FAULT_LEARN="4")
     server, killed, done = service.server, threading.Event(), threading.Event()
     service.wait_for(lambda: server.log_text().count("Loaded") == 2, 60)
+    job = service.press()
     outcomes: list[str] = []
 
     def ask() -> None:
@@ -167,7 +168,6 @@ def test_a_web_process_that_is_killed_costs_its_own_requests_alone(service: Serv
     with ThreadPoolExecutor(6) as people:
         asked = [people.submit(ask) for _ in range(6)]
         service.wait_for(lambda: len(outcomes) > 12)
-        job = service.press()
         victim, other = service.web_processes()
         killed.set()
         victim.kill()
@@ -181,7 +181,8 @@ def test_a_web_process_that_is_killed_costs_its_own_requests_alone(service: Serv
     assert other in service.web_processes()
     for _ in range(8):
         assert all(server.predict(["/data/upload/1/01234567-mars.png"]))
-    assert service.ended(job).state == PUBLISHED
+    ended = service.ended(job, 60)
+    assert (ended.state, ended.attempts) == (PUBLISHED, 1)
 
 
 def test_a_web_server_whose_master_alone_is_killed_ends_whole(service: Service, tmp_path: Path) -> None:
