@@ -13,12 +13,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from celestial_backend.distribution import Answers, Distribution, Page
 from celestial_backend.errors import STATE_REMEDY, ModelError, StateError
 from celestial_backend.files import replace_text
+from celestial_backend.jobs import HOW_TO_START, worker_lives
 from celestial_backend.pending import UNLABELLED, ImportFailedError, PendingTasks, Rows
 from celestial_backend.processes import lock
 from celestial_backend.project import PAGE, PATIENCE_S
@@ -41,6 +43,7 @@ class Summary:
         already: Held a prediction of the version before.
         wanted: Are to be predicted in this run.
         meanwhile: Were wanted, and were predicted by others, labelled or deleted before their import.
+        workers: How many each worker was through with, where they were distributed.
     """
 
     project: str
@@ -51,6 +54,7 @@ class Summary:
     failed: int = 0
     meanwhile: int = 0
     seconds: float = 0.0
+    workers: dict[str, int] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
@@ -62,7 +66,7 @@ class Prelabelling:
     """
     One run over a project's tasks, which may be killed at any moment and started again.
 
-    Memory holds one page of tasks at a time.
+    Memory holds one page of tasks at a time, or with `distribute` those that the workers have.
     """
 
     def __init__(
@@ -75,11 +79,13 @@ class Prelabelling:
         limit: int | None = None,
         rate: float | None = None,
         failures: Path | None = None,
+        distribute: bool = False,
     ) -> None:
         self._services = services
         self._project = project_id
         self._limit = math.inf if limit is None else limit
         self._rate = rate
+        self._distribute = distribute
         work = services.settings.model_dir / "work"
         self._lock, self._note = work / f"prelabel-{project_id}.lock", work / f"prelabel-{project_id}.sent"
         self.failures = failures or services.settings.model_dir / f"prelabel-{project_id}-failures.jsonl"
@@ -113,6 +119,8 @@ class Prelabelling:
                     f"One prelabel at a time may run on a project, and another one runs on project {self._project}."
                     " Wait until it has ended."
                 )
+            if self._distribute and not worker_lives(self._services.settings.model_dir):
+                raise StateError(f"--distribute needs a worker, and none runs on this MODEL_DIR. {HOW_TO_START}")
             started = time.monotonic()
             config = self._tasks.label_config()
             self._services.store.current(self._project)
@@ -120,8 +128,8 @@ class Prelabelling:
             self._settle()
             self.plan()
             self.failures.unlink(missing_ok=True)  # a list is there only if there is something to list
-            for page in self._pages():
-                self._import(self._predicted(page, config))
+            for page, answers in self._answered(config):
+                self._import(self._rows(page, answers))
                 self.summary.seconds = time.monotonic() - started
                 if on_progress is not None:
                     on_progress(self.summary)
@@ -135,7 +143,7 @@ class Prelabelling:
             return []  # Label Studio refuses a version of which a project has no prediction
         return self._tasks.select()
 
-    def _pages(self) -> Iterator[list[dict[str, Any]]]:
+    def _pages(self) -> Iterator[Page]:
         left = self._limit
         for page in self._tasks.pages(min(PAGE, math.ceil(self._rate)) if self._rate else PAGE):
             if left < len(page):
@@ -146,8 +154,22 @@ class Prelabelling:
             if left <= 0:
                 return
 
-    def _predicted(self, page: list[dict[str, Any]], config: str) -> Rows:
-        answers = self._services.predictor.predict(page, config, project=self._project, on_failure=self._fail)
+    def _answered(self, config: str) -> Iterator[tuple[Page, Answers]]:
+        """Every page with its answers, predicted here or by the workers."""
+
+        def here(page: Page) -> Answers:
+            return self._services.predictor.predict(page, config, project=self._project, on_failure=self._fail)
+
+        if not self._distribute:
+            yield from ((page, here(page)) for page in self._pages())
+            return
+        about = {"project": self._project, "version": self.summary.version, "config": config}
+        pages = self._services.jobs.pages
+        distribution = Distribution(pages, f"prelabel-{self._project}-", about, here, self._fail)
+        self.summary.workers = distribution.workers
+        yield from distribution.predict(self._pages())
+
+    def _rows(self, page: Page, answers: Answers) -> Rows:
         versions = {answer["model_version"] for answer in answers if answer} - {self.summary.version}
         if versions:
             raise ModelError(

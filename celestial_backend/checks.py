@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 from celestial_backend import exported
-from celestial_backend.errors import CelestialError, ModelError
+from celestial_backend.errors import CelestialError, ModelError, StateError
 from celestial_backend.job_queue import make_queue
-from celestial_backend.jobs import WORKER_LOCK
-from celestial_backend.processes import lock
+from celestial_backend.jobs import HOW_TO_START, worker_lives
 from celestial_backend.reach import ANSWER_S, asks_for_password, health, is_free, is_ours
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.store import ModelStore
@@ -143,24 +142,18 @@ def disk(settings: Settings) -> Finding:
 
 
 def worker(settings: Settings, *, running: bool) -> Finding:
-    """Whether a worker lives, which trains; each holds a lock for its life."""
+    """Whether a worker lives, which trains."""
     name = "Worker"
-    if not (settings.model_dir / "work").is_dir():
-        held = False
-    else:
-        try:
-            with lock(settings.model_dir / WORKER_LOCK) as free:
-                held = free is None
-        except CelestialError as error:
-            return not_checked(name, f"the state folder cannot be used ({error})")
-    if held:
-        return Finding(name, "ok", "A worker waits for trainings.")
+    try:
+        if worker_lives(settings.model_dir):
+            return Finding(name, "ok", "A worker waits for trainings.")
+    except StateError as error:
+        return not_checked(name, f"the state folder cannot be used ({error})")
     if not running:
         mend = "Start the backend: label-studio-ml start ."
         return Finding(name, "warn", "No worker runs, and no backend that would keep one.", mend)
     what = f"The backend answers, and no worker runs on {settings.model_dir}: trainings would wait forever."
-    mend = "Start the backend anew, or a worker: huey_consumer celestial_backend.worker.huey. Mind the same MODEL_DIR."
-    return Finding(name, "fail", what, mend)
+    return Finding(name, "fail", what, HOW_TO_START)
 
 
 def queue(settings: Settings) -> Finding:

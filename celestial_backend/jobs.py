@@ -29,6 +29,7 @@ from celestial_backend.endings import STUDIO_S, Endings
 from celestial_backend.errors import CelestialError, StateError
 from celestial_backend.job_queue import make_queue
 from celestial_backend.ledger import FAILED, RUNNING, WAITING, Job, Ledger
+from celestial_backend.pages import Pages
 from celestial_backend.processes import death, lock, show_life
 from celestial_backend.project import StudioProject
 from celestial_backend.settings import Settings
@@ -42,6 +43,22 @@ START_S = 3.0  # in which a training ends itself whose worker was killed
 LOOK_S = 30.0  # while a worker trains, the looks of every minute pile up
 WORKER_LOCK = Path("work", "worker.lock")  # in the state folder; shared by all workers that live
 AGAIN_S = 3600.0  # a training that failed by itself is asked for again after this long
+HOW_TO_START = (
+    "Start the backend, or a worker: huey_consumer celestial_backend.worker.huey. Mind the same MODEL_DIR."
+)
+
+
+def worker_lives(model_dir: Path) -> bool:
+    """
+    Whether a worker runs on a state folder; each holds a lock for its life.
+
+    Raises:
+        StateError: The folder cannot be used.
+    """
+    if not (model_dir / WORKER_LOCK).parent.is_dir():
+        return False
+    with lock(model_dir / WORKER_LOCK) as free:
+        return free is None
 
 
 class Jobs:
@@ -96,7 +113,14 @@ class Jobs:
         queue.on_startup(name="show_life")(self._show_life)
         queue.on_startup(name="look_after")(self._look_first)
         queue.signal(SIGNAL_INTERRUPTED)(lambda *_: self.stop())
+        self._pages = Pages(queue)
         return queue
+
+    @property
+    def pages(self) -> Pages:
+        """The pages of tasks that workers predict."""
+        self.huey  # noqa: B018 - makes them
+        return self._pages
 
     def run(self, project: str) -> None:
         """Run the job that waits for a project; not while another worker is at one, which comes back here then."""

@@ -53,6 +53,7 @@ class _Shown:
     type=click.Path(path_type=Path, dir_okay=False),
     help="List of the tasks that failed, one JSON object a line; else a file in MODEL_DIR.",
 )
+@click.option("--distribute", is_flag=True, help="Let all workers predict, those of other machines included.")
 @click.option("--dry-run", is_flag=True, help="Only say how many tasks there are to do.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_obj
@@ -65,6 +66,7 @@ def prelabel(
     failures: Path | None,
     *,
     only_unlabelled: bool,
+    distribute: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -82,6 +84,7 @@ def prelabel(
         limit=limit,
         rate=rate,
         failures=failures,
+        distribute=distribute,
     )
     if dry_run:
         at = run.plan()
@@ -101,6 +104,7 @@ def prelabel(
 
 def _told(at: Summary, listed: str | None) -> str:
     said = f"{at.predicted} tasks got a prediction of {at.version} in {at.seconds:.0f} s ({_pace(at)})"
+    said += f", {sum(at.workers.values())} of them by {len(at.workers)} workers" if at.workers else ""
     said += f", {at.already} had one" if at.already else ""
     said += f", {at.meanwhile} were predicted, labelled or deleted by others meanwhile" if at.meanwhile else ""
     return said + (f". {at.failed} failed; {listed} says why." if listed else ".")

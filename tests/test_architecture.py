@@ -15,11 +15,11 @@ FLOORS = [
     {"tables", "metrics", "bombs", "deadlines"},
     {"settings", "logs", "protocol", "label_config", "exported", "decode", "folders", "teaching", "contest"},
     {"body", "renderer", "augment", "robustness", "modelcard", "ledger", "pointers", "job_queue", "processes", "reach"},
-    {"network", "examples", "tags"},
+    {"network", "examples", "tags", "pages"},
     {"labels", "studio", "guard", "classifier", "registry", "lessons", "training"},
     {"download", "store", "votes", "project", "growth"},
     {"images", "consensus", "finetune", "tally", "endings", "pending"},
-    {"predictor", "album"},
+    {"predictor", "album", "distribution"},
     {"collect"},
     {"learning", "jobs"},
     {"wiring"},
@@ -30,7 +30,7 @@ FLOORS = [
     {"app", "lists", "connect", "prelabel", "doctor", "demo_project", "demo_servers"},
     {"demo"},
     {"server", "cli"},
-    {"__main__", "worker", "trainer", "_wsgi"},
+    {"__main__", "worker", "trainer", "page_predictor", "_wsgi"},
 ]
 FILES = [*sorted(PACKAGE.glob("*.py")), PACKAGE.parent / "_wsgi.py"]
 # What a floor keeps to itself: nobody else imports these at the top of a file.
@@ -43,7 +43,7 @@ OWNERS = {
     "flask": {"app", "sdk", "server"},
     "gunicorn": {"server"},
     "click": {"cli", "connect", "demo", "doctor", "lists", "prelabel", "tables"},
-    "huey": {"jobs", "job_queue", "worker"},
+    "huey": {"jobs", "job_queue", "pages", "worker"},
     "cleanlab": set(),
     "pandas": set(),
 }

@@ -8,7 +8,7 @@ is known to the package itself.
     FAULT_LEARN  seconds: trainings take so long, learn nothing, and publish the default model under a new tag
     FAULT_BURN   threads that keep as many processors busy meanwhile
     FAULT_AT     module:Class.function:before or :after, and :text if an argument behind the first must hold it
-    FAULT_DO     worker (it is killed, and its trainer hangs), both, self, disk (it is full), slow
+    FAULT_DO     worker (it is killed, and the process that it started hangs), both, self, disk (it is full), slow
     FAULT_TIMES  how often, once without it
     FAULT_CLOCK  seconds that the clock goes ahead
 """
@@ -40,7 +40,8 @@ def note(name: str, text: str = "") -> None:
 
 
 def strike() -> None:
-    if not any("celestial_backend.trainer" in word or "celestial_backend.worker" in word for word in sys.orig_argv):
+    ours = ("celestial_backend.trainer", "celestial_backend.page_predictor", "celestial_backend.worker")
+    if not any(name in word for name in ours for word in sys.orig_argv):
         return
     for turn in range(int(os.environ.get("FAULT_TIMES", "1"))):
         try:

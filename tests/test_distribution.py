@@ -1,0 +1,279 @@
+"""Pages of tasks that workers predict, and what becomes of them when a worker, the queue or the command is lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis_server import RedisServer
+
+from celestial_backend import distribution, pages
+from celestial_backend.distribution import Distribution
+from celestial_backend.job_queue import make_queue
+from celestial_backend.pages import Pages, QueueError
+from celestial_backend.settings import Settings
+
+ABOUT = {"project": "3", "version": "m:1", "config": "<View/>"}
+
+
+def pages_of(count: int, size: int = 4) -> Iterator[list[dict[str, Any]]]:
+    for number in range(count):
+        yield [{"id": size * number + each, "data": {}} for each in range(size)]
+
+
+def all_tasks(count: int, size: int = 4) -> list[int]:
+    return list(range(count * size))
+
+
+class Run:
+    """A distribution on one queue; what was predicted here is answered ``here``."""
+
+    def __init__(self, queue: Any) -> None:
+        self.pages = Pages(queue)
+        self.failures: list[tuple[Any, str]] = []
+        self.here: list[int] = []
+        self.distribution = Distribution(
+            self.pages, "prelabel-3-", ABOUT, self._predict, lambda *each: self.failures.append(each)
+        )
+
+    def _predict(self, page: list[dict[str, Any]]) -> list[Any]:
+        self.here += [task["id"] for task in page]
+        return ["here"] * len(page)
+
+    def __call__(self, count: int) -> dict[int, Any]:
+        """Every task's answer; fails if a task comes twice."""
+        found: dict[int, Any] = {}
+        for page, answers in self.distribution.predict(pages_of(count)):
+            for task, answer in zip(page, answers, strict=True):
+                assert task["id"] not in found
+                found[task["id"]] = answer
+        return found
+
+
+class Workers:
+    """Threads that do what a worker does, but for the process that predicts: `answer` stands in for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
+        monkeypatch.setattr(pages._PageProcess, "answer", lambda _, page, sign: self.answer(json.loads(page), sign))
+
+    def answer(self, page: dict[str, Any], _sign: Callable[[], None]) -> str:
+        answers = [[] if task["id"] == 5 else "worker" for task in page["tasks"]]
+        failures = [[task["id"], "no picture"] for task in page["tasks"] if task["id"] == 5]
+        return json.dumps({"answers": answers, "failures": failures})
+
+    def start(self, settings: Settings, count: int = 1) -> None:
+        for _ in range(count):
+            self._threads.append(threading.Thread(target=self._work, args=(settings,)))
+            self._threads[-1].start()
+
+    def _work(self, settings: Settings) -> None:
+        queue = make_queue(settings)
+        Pages(queue)
+        while not self._over.is_set():
+            task = queue.dequeue()
+            if task is None:
+                time.sleep(0.02)
+            else:
+                queue.execute(task)
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    workers = Workers(monkeypatch)
+    yield workers
+    workers.stop()
+
+
+@pytest.fixture(params=["file", "redis"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """With the queue in a file, and with the queue in Redis."""
+    given = {"MODEL_DIR": str(tmp_path / "state")}
+    if request.param == "redis":
+        given["REDIS_URL"] = request.getfixturevalue("redis_server").url
+    return Settings.from_environ(given)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "TAKE_S", 0.5)
+    monkeypatch.setattr(distribution, "SILENT_S", 0.5)
+
+
+def left(settings: Settings) -> list[str]:
+    return list(make_queue(settings).storage.result_items())
+
+
+def test_workers_predict_every_page_once(settings: Settings, workers: Workers) -> None:
+    """What they cannot predict is told with its reason; nothing is predicted here, and nothing is left behind."""
+    workers.start(settings, 2)
+    run = Run(make_queue(settings))
+    found = run(12)
+    assert sorted(found) == all_tasks(12)
+    assert {task for task, answer in found.items() if answer != "worker"} == {5}
+    assert run.failures == [(5, "no picture")]
+    assert run.here == []
+    assert sum(run.distribution.workers.values()) == 48
+    assert left(settings) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_pages_that_no_worker_takes_are_predicted_here(settings: Settings, workers: Workers) -> None:
+    """As when all of them train; they wait once, not each of them. A worker that has time again gets those left."""
+    run = Run(make_queue(settings))
+    started = time.monotonic()
+    assert run(12) == dict.fromkeys(all_tasks(12), "here")
+    assert time.monotonic() - started < 4, "not half a second for each page"
+    predict = run._predict
+
+    def slow(page: list[dict[str, Any]]) -> list[Any]:
+        if not run.distribution.workers and len(run.here) == 56:
+            workers.start(settings)
+        time.sleep(0.2)
+        return predict(page)
+
+    run.distribution._here = slow
+    found = run(12)
+    assert sorted(found) == all_tasks(12)
+    assert {answer for task, answer in found.items() if task != 5} == {"here", "worker"}
+    assert left(settings) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_page_whose_worker_is_silent_is_given_to_another(
+    settings: Settings, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer, if it comes after all, is used by nobody."""
+    good, gate, hung = workers.answer, threading.Event(), []
+
+    def hang_once(page: dict[str, Any], sign: Callable[[], None]) -> str:
+        if page["tasks"][0]["id"] == 8 and not hung:
+            hung.append(page)
+            gate.wait(20)
+        return good(page, sign)
+
+    monkeypatch.setattr(workers, "answer", hang_once)
+    workers.start(settings, 2)
+    run = Run(make_queue(settings))
+    found = run(6)
+    gate.set()
+    assert sorted(found) == all_tasks(6)
+    assert run.here == []
+    assert sum(run.distribution.workers.values()) == 24
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_shows_life_has_its_time(
+    settings: Settings, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow pictures are no death."""
+    good = workers.answer
+
+    def slow(page: dict[str, Any], sign: Callable[[], None]) -> str:
+        for _ in range(8):
+            time.sleep(0.2)
+            sign()
+        return good(page, sign)
+
+    monkeypatch.setattr(workers, "answer", slow)
+    workers.start(settings)
+    run = Run(make_queue(settings))
+    assert sorted(run(1)) == all_tasks(1)
+    assert run.here == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['{"error": "Its live model is another."}', "no JSON", "[]", '{"answers": ["too few"]}', '{"answers": 4}'],
+)
+@pytest.mark.parametrize("settings", ["file"], indirect=True)
+def test_a_page_that_workers_cannot_predict_is_predicted_here(
+    settings: Settings, workers: Workers, monkeypatch: pytest.MonkeyPatch, answer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After two have tried, and the log says what they said."""
+    monkeypatch.setattr(workers, "answer", lambda _page, _sign: answer)
+    workers.start(settings)
+    run = Run(make_queue(settings))
+    assert run(3) == dict.fromkeys(all_tasks(3), "here")
+    assert caplog.text.count("did not predict a page of tasks") == 6
+    assert ("Its live model is another." in caplog.text) == ("error" in answer)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("settings", ["redis"], indirect=True)
+def test_without_the_queue_pages_are_predicted_here(
+    settings: Settings, redis_server: RedisServer, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that goes away costs no page; one that is away at the start is said at once."""
+    good = workers.answer
+
+    def last(page: dict[str, Any], sign: Callable[[], None]) -> str:
+        if page["tasks"][0]["id"] == 8:
+            redis_server.kill()
+        return good(page, sign)
+
+    monkeypatch.setattr(workers, "answer", last)
+    queue = make_queue(settings)
+    run = Run(queue)
+    thread = threading.Thread(target=_until_away, args=(settings,))
+    thread.start()
+    found = run(6)
+    thread.join()
+    assert sorted(found) == all_tasks(6)
+    assert set(run.here) >= {8, 9, 10, 11}
+    with pytest.raises(QueueError, match="correct REDIS_URL"):
+        run(1)
+
+
+def _until_away(settings: Settings) -> None:
+    queue = make_queue(settings)
+    Pages(queue)
+    try:
+        while True:
+            task = queue.dequeue()
+            if task is not None:
+                queue.execute(task)
+    except Exception:  # noqa: BLE001, S110 - whatever a client of a queue that is away raises
+        pass
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_killed_run_left_is_no_work(
+    settings: Settings, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run of the project removes its pages, and no other's; a worker that finds its messages does nothing."""
+    asked: list[Any] = []
+    monkeypatch.setattr(workers, "answer", lambda page, _sign: asked.append(page) or "{}")
+    run = Run(make_queue(settings))
+    killed = [run.pages.offer("prelabel-3-", ABOUT | {"tasks": []}) for _ in range(3)]
+    other = run.pages.offer("prelabel-33-", ABOUT | {"tasks": []})
+    run(2)
+    assert [run.pages.take(key) for key in killed] == [None] * 3
+    assert run.pages.take(other) is not None
+    workers.start(settings)
+    queue = make_queue(settings)
+    while queue.storage.queue_size():
+        time.sleep(0.02)
+    assert (asked, left(settings)) == ([], [])
+
+
+def test_a_run_that_ends_early_takes_its_pages_back(settings: Settings) -> None:
+    """As when Label Studio refuses an import: workers do nothing for it any more."""
+    run = Run(make_queue(settings))
+    run.distribution._patience_s = 0.0
+    found = run.distribution.predict(pages_of(12))
+    next(found)
+    assert left(settings)
+    found.close()
+    assert left(settings) == []
