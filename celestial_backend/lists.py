@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from celestial_backend.errors import CelestialError
-from celestial_backend.ledger import Job, Ledger
+from celestial_backend.jobs import HOW_TO_START, worker_lives
+from celestial_backend.ledger import WAITING, Job, Ledger
 from celestial_backend.project import StudioProject
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.store import ModelStore
@@ -87,10 +88,18 @@ def use(settings: Settings, tag: str, project: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_obj
 def jobs(settings: Settings, project: int | None, limit: int, *, as_json: bool) -> None:
-    """List the trainings that wait, run and have ended, and why."""
+    """
+    List the trainings that wait, run and have ended, and why.
+
+    Where some wait and no worker runs, it says so on stderr, and they are "stalled" in JSON.
+    """
     found = Ledger(settings.model_dir).jobs(None if project is None else str(project), limit=limit)
+    waiting = {job.id for job in found if job.state == WAITING}
+    stalled = waiting if waiting and not worker_lives(settings.model_dir) else set()
+    if stalled:
+        click.echo(f"No worker runs on this MODEL_DIR, so what waits is not begun. {HOW_TO_START}", err=True)
     if as_json:
-        click.echo(json.dumps([shown_job(job) for job in found]))
+        click.echo(json.dumps([shown_job(job) | {"stalled": job.id in stalled} for job in found]))
         return
     table(
         ["job", "project", "state", "asked for", "seconds", "where it is, or why it ended so"],

@@ -20,8 +20,9 @@ from flask.testing import FlaskClient
 
 from celestial_backend.app import create_app
 from celestial_backend.errors import StudioError
-from celestial_backend.jobs import AGAIN_S, Jobs
+from celestial_backend.jobs import AGAIN_S, WORKER_LOCK, Jobs
 from celestial_backend.ledger import FAILED, KEPT, PUBLISHED, RUNNING, WAITING, Ledger
+from celestial_backend.processes import lock
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
 from celestial_backend.wiring import build
@@ -331,7 +332,7 @@ def test_jobs_lists_what_waits_runs_and_has_ended(ledger: Ledger) -> None:
     ledger.progress(running.id, stage="learning", seconds=5, epoch=1, epochs=8, step=3, steps=40, loss=0.25)
     waiting = ledger.request("3")
     listed = cli("jobs")
-    assert (listed.returncode, listed.stderr) == (0, "")
+    assert listed.returncode == 0
     rows = {line.split("\t")[0]: line.split("\t") for line in listed.stdout.splitlines()}
     assert list(rows) == ["job", waiting.id, running.id, done.id]
     assert rows[done.id][1:3] == ["3", KEPT]
@@ -341,6 +342,26 @@ def test_jobs_lists_what_waits_runs_and_has_ended(ledger: Ledger) -> None:
     assert [(job["id"], job["state"]) for job in told] == [(waiting.id, WAITING), (done.id, KEPT)]
     assert told[1]["tag"] == "celestial_bodies_classifier_model:x"
     assert told[1]["reason"] == "The new model is worse."
+
+
+def test_jobs_says_when_what_waits_has_no_worker(ledger: Ledger, settings: Settings) -> None:
+    """On stderr, with what mends it; in JSON each job tells. With a worker, or where nothing waits, it is silent."""
+    done = ledger.request("3")
+    ledger.start("3")
+    ledger.end(done.id, KEPT, "as it was")
+    assert cli("jobs").stderr == ""
+    waiting = ledger.request("3")
+    ask = ("jobs", "--json")
+    for listed in (cli("jobs"), cli(*ask)):
+        assert listed.returncode == 0
+        assert listed.stderr.startswith("No worker runs on this MODEL_DIR")
+        assert "huey_consumer celestial_backend.worker.huey" in listed.stderr
+    stalled = {job["id"]: job["stalled"] for job in json.loads(cli(*ask).stdout)}
+    assert stalled == {waiting.id: True, done.id: False}
+    with lock(settings.model_dir / WORKER_LOCK):
+        listed = cli(*ask)
+    assert listed.stderr == ""
+    assert not any(job["stalled"] for job in json.loads(listed.stdout))
 
 
 def test_a_list_that_cannot_be_read_is_a_sentence(settings: Settings) -> None:
