@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from celestial_backend.distribution import Answers, Distribution, Page
 from celestial_backend.errors import STATE_REMEDY, ModelError, StateError
 from celestial_backend.files import replace_text
 from celestial_backend.jobs import HOW_TO_START, worker_lives
-from celestial_backend.pending import UNLABELLED, ImportFailedError, PendingTasks, Rows
+from celestial_backend.pending import Conditions, ImportFailedError, PendingTasks, Rows
 from celestial_backend.processes import lock
 from celestial_backend.project import PAGE, PATIENCE_S
 from celestial_backend.studio import ANSWER_TIMEOUT_S
@@ -74,8 +74,8 @@ class Prelabelling:
         services: Services,
         project_id: str,
         *,
+        conditions: Conditions = Conditions(),  # noqa: B008 - immutable
         only_unlabelled: bool = False,
-        items: Sequence[dict[str, Any]] = (),
         limit: int | None = None,
         rate: float | None = None,
         failures: Path | None = None,
@@ -92,8 +92,9 @@ class Prelabelling:
         version = services.store.live_tag(project_id)
         tags = [model.tag for model in services.store.registry.models()]
         exact = not any(version.lower() in tag.lower() for tag in tags if tag != version)
-        filters = [*([UNLABELLED] if only_unlabelled else []), *items]
-        self._tasks = PendingTasks(services.studio, project_id, version, filters, exact=exact)
+        self._tasks = PendingTasks(
+            services.studio, project_id, version, conditions, only_unlabelled=only_unlabelled, exact=exact
+        )
         self.summary = Summary(project_id, version)
 
     def plan(self) -> Summary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celestial_backend.errors import RequestError, StudioError
@@ -13,7 +14,8 @@ from celestial_backend.studio import Studio
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
 
-PARTS = "id,data,predictions,model_version"
+PARTS = "id,data,predictions,model_version,total_annotations"
+LAST = 2**31 - 1  # no task of Label Studio has a larger id
 UNLABELLED = {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
 FILTER_RULE = (
     'A filter must be like the Data Manager\'s: {"conjunction": "and", "items": [{"filter": "filter:tasks:…",'
@@ -31,12 +33,20 @@ class ImportFailedError(StudioError):
         self.may_pass = may_pass
 
 
-def read_filter(text: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions as the Data Manager has them, all of which a task must fulfil, or with `either` one of them."""
+
+    items: tuple[dict[str, Any], ...] = ()
+    either: bool = False
+
+
+def read_filter(text: str) -> Conditions:
     """
     The conditions of a Data Manager query.
 
     Raises:
-        RequestError: It is no JSON, has no conditions, or joins them by "or".
+        RequestError: It is no JSON, or has no conditions that can be used.
     """
     try:
         query = json.loads(text)
@@ -51,63 +61,70 @@ def read_filter(text: str) -> list[dict[str, Any]]:
             raise RequestError(f"{FILTER_RULE}. This item has not all four parts: {json.dumps(item)[:200]}.")
         if not str(item["filter"]).startswith("filter:tasks:"):
             raise RequestError(f"{FILTER_RULE}. This item names no column of tasks: {json.dumps(item)[:200]}.")
-    if query.get("conjunction", "and") != "and" and len(items) > 1:
-        raise RequestError(
-            f"{FILTER_RULE}. Items joined by {str(query['conjunction'])[:20]!r} are not known; run once for each item."
-        )
-    return items
+    conjunction = query.get("conjunction", "and")
+    if conjunction not in ("and", "or"):
+        raise RequestError(f'{FILTER_RULE}. Items are joined by "and" or "or", not {str(conjunction)[:20]!r}.')
+    either = conjunction == "or" and len(items) > 1
+    if either and any(item.get("child_filter") for item in items):
+        raise RequestError(f'{FILTER_RULE}. Items joined by "or" cannot have a child_filter; run once for each item.')
+    return Conditions(tuple(items), either)
 
 
 class PendingTasks(StudioProject):
     """
-    The tasks that fit a filter and hold no prediction of a version; for one thread.
+    The tasks that fulfil conditions and hold no prediction of a version; for one thread.
 
-    `exact` says that Label Studio may look for the version itself. It compares parts of
-    versions, so it may not when there is a version that holds this one as a part.
+    Label Studio joins conditions in one way only. Where it is "or", it compares ids besides, each as a child of
+    a condition, and whether tasks are predicted and labelled is compared here. It compares parts of versions,
+    so that too is done here unless `exact` says that no other version holds this one as a part.
     """
 
     def __init__(
-        self, studio: Studio, project_id: str, version: str, items: Sequence[dict[str, Any]], *, exact: bool
+        self,
+        studio: Studio,
+        project_id: str,
+        version: str,
+        conditions: Conditions = Conditions(),
+        *,
+        only_unlabelled: bool = False,
+        exact: bool,
     ) -> None:
         super().__init__(studio, project_id)
         self._version = version
-        self._fitting = list(items)
-        self._pending = list(items)
-        if exact:
-            column = "filter:tasks:predictions_model_versions"
-            self._pending.append({"filter": column, "operator": "not_contains", "type": "List", "value": [version]})
-        self._exact = exact
+        self._either = conditions.either
+        self._only_unlabelled = only_unlabelled
+        self._asked = exact and not self._either  # Label Studio, for the version
+        more = [UNLABELLED] if only_unlabelled and not self._either else []
+        self._fitting = [*conditions.items, *more]
+        column = "filter:tasks:predictions_model_versions"
+        without = {"filter": column, "operator": "not_contains", "type": "List", "value": [version]}
+        self._pending = [*self._fitting, *([without] if self._asked else [])]
 
     def count(self) -> tuple[int, int]:
-        """How many tasks fit the filter, and how many of those are pending."""
-        _, fitting = self._read(self._fitting, 1)
-        pending = self._read(self._pending, 1)[1] if self._exact else sum(map(len, self.pages(PAGE)))
+        """How many tasks fit, and how many of those are pending."""
+        if self._asked:
+            return self._read(self._fitting, 1, LAST, 1)[1], self._read(self._pending, 1, LAST, 1)[1]
+        fitting = pending = 0
+        for page in self._pages(1, LAST, PAGE):
+            fitting += len(page)
+            pending += sum(not task["held"] for task in page)
         return fitting, pending
 
     def pages(self, size: int) -> Iterator[list[dict[str, Any]]]:
         """The pending tasks, ``id`` and ``data``, by id; a page holds those after the last of the page before."""
-        last, more = 0, True
-        while more:
-            found, total = self._read([*self._pending, _id("greater", last)], size)
-            more, last = total > len(found), max((task["id"] for task in found), default=last)
+        for found in self._pages(1, LAST, size):
             page = [task for task in found if not task["held"]]
             if page:
                 yield page
 
     def still(self, ids: Sequence[int]) -> set[int]:
         """Which of the tasks of one page are pending at this moment."""
-        wanted, after, more = set(ids), min(ids) - 1, True
-        pending: set[int] = set()
-        while more:
-            bounds = [_id("greater", after), _id("less", max(ids) + 1)]
-            found, total = self._read([*self._pending, *bounds], PAGE)
-            more, after = total > len(found), max((task["id"] for task in found), default=after)
-            pending |= {task["id"] for task in found if not task["held"]}
-        return pending & wanted
+        pages = self._pages(min(ids), max(ids), PAGE)
+        return {task["id"] for page in pages for task in page if not task["held"]} & set(ids)
 
     def holds(self, task: int) -> bool:
         """Whether a task holds a prediction of the version, or is not there any more."""
-        found, _ = self._read([_id("equal", task)], 1)
+        found, _ = self._read([], task, task, 1)
         return all(each["held"] for each in found)
 
     def send(self, rows: Rows) -> int:
@@ -158,26 +175,44 @@ class PendingTasks(StudioProject):
             said.append("People who label see none before the project's settings, Annotation, allow it.")
         return said
 
-    def _read(self, filters: list[dict[str, Any]], size: int) -> tuple[list[dict[str, Any]], int]:
-        """The first tasks by id, and how many there are in all."""
-        query = json.dumps({"filters": {"conjunction": "and", "items": filters}, "ordering": ["tasks:id"]})
+    def _pages(self, first: int, last: int, size: int) -> Iterator[list[dict[str, Any]]]:
+        """The tasks that fit, by id, those that are predicted included where Label Studio does not leave them out."""
+        total = size + 1
+        while total > size and first <= last:
+            found, total = self._read(self._pending, first, last, size)
+            first = max((task["id"] for task in found), default=last) + 1
+            yield [task for task in found if not (self._only_unlabelled and task["labelled"])]
 
-        def call(client: LabelStudio) -> tuple[list[dict[str, Any]], int]:
+    def _read(
+        self, items: Sequence[dict[str, Any]], first: int, last: int, size: int
+    ) -> tuple[list[dict[str, Any]], int]:
+        """The first tasks with ids from `first` to `last`, by id, and how many there are in all."""
+        ids = {"filter": "filter:tasks:id", "operator": "in", "type": "Number", "value": {"min": first, "max": last}}
+        if self._either and items:
+            filters: dict[str, Any] = {"conjunction": "or", "items": [item | {"child_filter": ids} for item in items]}
+        else:
+            filters = {"conjunction": "and", "items": [*items, ids]}
+        query = json.dumps({"filters": filters, "ordering": ["tasks:id"]})
+
+        def call(client: LabelStudio) -> tuple[dict[int, dict[str, Any]], int]:
             page: Any = client.tasks.list(
                 project=self._number(), page=1, page_size=size, fields="all", include=PARTS, query=query
             )
-            tasks = [
-                {
+            tasks = {
+                int(task.id): {
                     "id": int(task.id),
                     "data": task.data,
                     "held": any(each.model_version == self._version for each in task.predictions or ()),
+                    "labelled": bool(task.total_annotations),
                 }
-                for task in page.items
-            ]
+                for task in page.items or ()  # a condition on annotations gives a task once for each of them
+            }
             return tasks, int(page.response.total)
 
-        return self._ask(f"the tasks of project {self.project_id}", call)
-
-
-def _id(operator: str, value: int) -> dict[str, Any]:
-    return {"filter": "filter:tasks:id", "operator": operator, "type": "Number", "value": value}
+        tasks, total = self._ask(f"the tasks of project {self.project_id}", call)
+        if not all(first <= task <= last for task in tasks):
+            raise StudioError(
+                'This Label Studio cannot join conditions by "or" and look for ids besides (1.23.2 can). Run once for'
+                " each of the conditions instead: what is predicted already is passed over."
+            )
+        return list(tasks.values()), total

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from celestial_backend.bulk import Prelabelling, Summary
 from celestial_backend.errors import CelestialError
-from celestial_backend.pending import read_filter
+from celestial_backend.pending import Conditions, read_filter
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import build
 
@@ -79,8 +79,8 @@ def prelabel(
     run = Prelabelling(
         build(settings),
         str(project),
+        conditions=read_filter(filters) if filters else Conditions(),
         only_unlabelled=only_unlabelled,
-        items=read_filter(filters) if filters else (),
         limit=limit,
         rate=rate,
         failures=failures,

@@ -15,10 +15,10 @@ from label_studio import LabelStudioServer
 from PIL import Image
 from prelabelling import Command, held, project_with, small_pictures
 
-from celestial_backend import bulk
+from celestial_backend import bulk, pending
 from celestial_backend.bulk import Prelabelling
 from celestial_backend.errors import RequestError, StateError
-from celestial_backend.pending import ImportFailedError, PendingTasks, Rows, read_filter
+from celestial_backend.pending import Conditions, ImportFailedError, PendingTasks, Rows, read_filter
 from celestial_backend.processes import lock
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
@@ -188,7 +188,7 @@ def test_options_choose_the_tasks(label_studio: LabelStudioServer, pictures: lis
     item = {"filter": "filter:tasks:data.image", "operator": "contains", "type": "String", "value": "/2.png"}
     chosen = {task for number, task in enumerate(tasks) if number % 4 == 2}
     filters = json.dumps({"filters": {"conjunction": "and", "items": [item]}})
-    done = Prelabelling(services, str(project), items=read_filter(filters)).run()
+    done = Prelabelling(services, str(project), conditions=read_filter(filters)).run()
     assert (done.predicted, done.already) == (len(chosen - set(tasks[5:9])), len(chosen & set(tasks[5:9])))
     assert set(held(label_studio, project)) == set(tasks[5:9]) | chosen
 
@@ -196,6 +196,39 @@ def test_options_choose_the_tasks(label_studio: LabelStudioServer, pictures: lis
     assert done.seconds >= 0.9
     Prelabelling(services, str(project)).run()
     assert held(label_studio, project) == dict.fromkeys(tasks, 1)
+
+
+def test_conditions_may_be_joined_by_or(
+    label_studio: LabelStudioServer, pictures: list[str], services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that fulfils one or several of them is predicted once; others, and with an option labelled ones, never."""
+    monkeypatch.setattr(bulk, "PAGE", 7)
+    monkeypatch.setattr(pending, "PAGE", 7)
+    project, tasks = project_with(label_studio, pictures, 40)
+    label_studio.annotate(tasks[2], "Earth")
+    label_studio.annotate(tasks[2], "Mars")
+    other, _ = project_with(label_studio, pictures, 4)
+
+    def item(column: str, operator: str, kind: str, value: object) -> dict[str, object]:
+        return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+    items = [
+        item("data.image", "contains", "String", "/2.png"),
+        item("id", "less", "Number", tasks[8]),
+        item("annotations_results", "contains", "String", "a"),
+        item("annotators", "contains", "List", 1),
+    ]
+    conditions = read_filter(json.dumps({"conjunction": "or", "items": items}))
+    chosen = {task for number, task in enumerate(tasks) if number % 4 == 2 or number < 8}
+    run = Prelabelling(services, str(project), conditions=conditions, only_unlabelled=True)
+    assert run.plan().wanted == len(chosen) - 1
+    done = run.run()
+    assert (done.predicted, done.already, done.meanwhile) == (len(chosen) - 1, 0, 0)
+    assert held(label_studio, project) == dict.fromkeys(chosen - {tasks[2]}, 1)
+    done = Prelabelling(services, str(project), conditions=conditions).run()
+    assert (done.predicted, done.already) == (1, len(chosen) - 1)
+    assert held(label_studio, project) == dict.fromkeys(chosen, 1)
+    assert not held(label_studio, other)
 
 
 def test_what_label_studio_does_not_take_is_listed(
@@ -237,9 +270,9 @@ def test_a_version_that_is_part_of_another_is_told_apart(
     """Label Studio's filter compares parts; where that matters, tasks are read and compared whole."""
     project, tasks = project_with(label_studio, pictures, 3)
     label_studio.api("POST", "/api/predictions/", json={"task": tasks[0], "model_version": "m:10", "result": []})
-    assert PendingTasks(services.studio, str(project), "m:1", [], exact=False).count() == (3, 3)
-    assert PendingTasks(services.studio, str(project), "m:10", [], exact=False).count() == (3, 2)
-    assert PendingTasks(services.studio, str(project), "m:10", [], exact=True).count() == (3, 2)
+    assert PendingTasks(services.studio, str(project), "m:1", exact=False).count() == (3, 3)
+    assert PendingTasks(services.studio, str(project), "m:10", exact=False).count() == (3, 2)
+    assert PendingTasks(services.studio, str(project), "m:10", exact=True).count() == (3, 2)
 
 
 def test_a_project_has_one_run_at_a_time(
@@ -293,8 +326,12 @@ def test_a_filter_that_is_none_is_explained(text: str, problem: str) -> None:
         read_filter(text)
 
 
-def test_conditions_joined_by_or_are_refused() -> None:
+def test_conditions_joined_by_or_have_no_children() -> None:
+    """There is room for one, and the ids are looked for there. Of one condition nothing need be joined."""
     item = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number", "value": 1}
-    with pytest.raises(RequestError, match="'or'"):
-        read_filter(json.dumps({"conjunction": "or", "items": [item, item]}))
-    assert read_filter(json.dumps({"conjunction": "or", "items": [item]})) == [item]
+    with pytest.raises(RequestError, match="run once for each"):
+        read_filter(json.dumps({"conjunction": "or", "items": [item, item | {"child_filter": item}]}))
+    with pytest.raises(RequestError, match="'xor'"):
+        read_filter(json.dumps({"conjunction": "xor", "items": [item, item]}))
+    assert read_filter(json.dumps({"conjunction": "or", "items": [item]})) == Conditions((item,))
+    assert read_filter(json.dumps({"conjunction": "or", "items": [item, item]})).either
