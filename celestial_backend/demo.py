@@ -25,7 +25,7 @@ from celestial_backend.demo_servers import (
     free_port,
     label_studio_program,
     plain_environ,
-    refused_networks,
+    start_label_studio,
 )
 from celestial_backend.errors import StateError
 from celestial_backend.processes import lock
@@ -132,27 +132,8 @@ def _start(
     place: Path, program: Path, account: dict[str, Any], studio: Server, backend: Server
 ) -> tuple[str, str]:
     """Start both servers side by side; their addresses."""
-    port, backend_port = account["studio_port"], account["backend_port"]
-    url, uploads = f"http://{HOST}:{port}", place / "data"
-    uploads.mkdir(exist_ok=True)
-    own = {
-        "LABEL_STUDIO_BASE_DATA_DIR": str(uploads),
-        "LABEL_STUDIO_HOST": url,
-        "LABEL_STUDIO_USERNAME": USER,
-        "LABEL_STUDIO_PASSWORD": account["password"],
-        "LABEL_STUDIO_USER_TOKEN": account["token"],
-        "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
-        "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
-        "USE_DEFAULT_BANNED_SUBNETS": "false",
-        "USER_ADDITIONAL_BANNED_SUBNETS": refused_networks(),
-        "COLLECT_ANALYTICS": "false",
-        "LATEST_VERSION_CHECK": "false",
-        "SENTRY_DSN": "",
-        "FRONTEND_SENTRY_DSN": "",
-        "FEATURE_FLAGS_OFFLINE": "true",
-    }
-    command: list[str | Path] = [program, "start", "--no-browser", "--internal-host", HOST, "--port", str(port)]
-    studio.start(command, plain_environ() | own, place)
+    uploads, backend_port = place / "data", account["backend_port"]
+    url = start_label_studio(studio, program, account["studio_port"], uploads, account | {"user": USER})
     ours = {
         "PYTHONPATH": PLACE,
         "MODEL_DIR": str(place / "state"),

@@ -143,6 +143,31 @@ class Server:
         return False
 
 
+def start_label_studio(server: Server, program: Path, port: int, data: Path, account: Mapping[str, str]) -> str:
+    """Start a Label Studio with its data in a folder, and ``user``, ``password`` and ``token`` of its user; its URL."""
+    url = f"http://{HOST}:{port}"
+    data.mkdir(exist_ok=True)
+    own = {
+        "LABEL_STUDIO_BASE_DATA_DIR": str(data),
+        "LABEL_STUDIO_HOST": url,
+        "LABEL_STUDIO_USERNAME": account["user"],
+        "LABEL_STUDIO_PASSWORD": account["password"],
+        "LABEL_STUDIO_USER_TOKEN": account["token"],
+        "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
+        "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
+        "USE_DEFAULT_BANNED_SUBNETS": "false",
+        "USER_ADDITIONAL_BANNED_SUBNETS": refused_networks(),
+        "COLLECT_ANALYTICS": "false",
+        "LATEST_VERSION_CHECK": "false",
+        "SENTRY_DSN": "",
+        "FRONTEND_SENTRY_DSN": "",
+        "FEATURE_FLAGS_OFFLINE": "true",
+    }
+    command: list[str | Path] = [program, "start", "--no-browser", "--internal-host", HOST, "--port", str(port)]
+    server.start(command, plain_environ() | own, data.parent)
+    return url
+
+
 def label_studio_program(folder: Path, given: Path | None, say: Callable[[str], None]) -> Path:
     """
     Label Studio's start program, in a virtual environment that is given, or made in `folder` on first use.
