@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from xml.sax.saxutils import quoteattr
 
 from celestial_backend.errors import RequestError, StudioError
+from celestial_backend.project import update_record
 from celestial_backend.studio import Studio
 
 if TYPE_CHECKING:
@@ -180,15 +181,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _update(studio: Studio, record: MlBackend, url: str, title: str, auth: dict[str, Any]) -> None:
-    """Label Studio checks the whole record again, its credentials included."""
-    kept = auth
-    if not auth and record.auth_method == "BASIC_AUTH":  # an empty password stands for the one that is stored
-        kept = {"auth_method": record.auth_method, "basic_auth_user": record.basic_auth_user, "basic_auth_pass": ""}
-    number, project, extra = int(record.id or 0), record.project, record.extra_params
-    _connect(
-        studio, url,
-        lambda client: client.ml.update(number, title=title, url=url, project=project, extra_params=extra, **kept),
-    )  # fmt: skip
+    _connect(studio, url, lambda client: update_record(client, record, url=url, title=title, **auth))
 
 
 def _connect(studio: Studio, url: str, call: Callable[[LabelStudio], object]) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celestial_backend.errors import RequestError, StudioError
 from celestial_backend.project import PAGE, StudioProject
 from celestial_backend.studio import Studio
-
-if TYPE_CHECKING:
-    from label_studio_sdk import LabelStudio
 
 PARTS = "id,data,predictions,model_version,total_annotations"
 LAST = 2**31 - 1  # no task of Label Studio has a larger id
@@ -192,12 +189,8 @@ class PendingTasks(StudioProject):
             filters: dict[str, Any] = {"conjunction": "or", "items": [item | {"child_filter": ids} for item in items]}
         else:
             filters = {"conjunction": "and", "items": [*items, ids]}
-        query = json.dumps({"filters": filters, "ordering": ["tasks:id"]})
 
-        def call(client: LabelStudio) -> tuple[dict[int, dict[str, Any]], int]:
-            page: Any = client.tasks.list(
-                project=self._number(), page=1, page_size=size, fields="all", include=PARTS, query=query
-            )
+        def read(page: Any) -> tuple[dict[int, dict[str, Any]], int]:
             tasks = {
                 int(task.id): {
                     "id": int(task.id),
@@ -209,7 +202,7 @@ class PendingTasks(StudioProject):
             }
             return tasks, int(page.response.total)
 
-        tasks, total = self._ask(f"the tasks of project {self.project_id}", call)
+        tasks, total = self._listed(filters, size, PARTS, read)
         if not all(first <= task <= last for task in tasks):
             raise StudioError(
                 'This Label Studio cannot join conditions by "or" and look for ids besides (1.23.2 can). Run once for'

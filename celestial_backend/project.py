@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -132,7 +132,7 @@ class StudioProject:
         said = [f"Label Studio shows model version {tag}."]
         title = ours.title or ""
         if _is_tag(title) and title != tag:
-            self._ask("another title of the model", lambda client: _rename(client, ours, tag))
+            self._ask("another title of the model", lambda client: update_record(client, ours, title=tag))
             said.append(f"The model's title was {title} and is {tag} now.")
             title = tag
         shown = self._ask("the project", lambda client: client.projects.get(number).model_version) or ""
@@ -160,16 +160,21 @@ class StudioProject:
             " Look at the project's settings, Model."
         )
 
-    def _page(self, filters: list[dict[str, Any]], size: int) -> _Page:
-        query = json.dumps({"filters": {"conjunction": "and", "items": filters}, "ordering": ["tasks:id"]})
-        number = self._number()
-
-        def call(client: LabelStudio) -> _Page:
-            page: Any = client.tasks.list(
-                project=number, page=1, page_size=size, fields="all", include=PARTS, query=query
-            )
+    def _page(self, conditions: list[dict[str, Any]], size: int) -> _Page:
+        def read(page: Any) -> _Page:
             told = page.response
-            return _Page([_plain(task) for task in page.items], int(told.total), int(told.total_annotations or 0))
+            return _Page([_plain(task) for task in page.items or ()], int(told.total), int(told.total_annotations or 0))
+
+        return self._listed({"conjunction": "and", "items": conditions}, size, PARTS, read)
+
+    def _listed(self, filters: dict[str, Any], size: int, parts: str, read: Callable[[Any], Answer]) -> Answer:
+        """What `read` makes of the first tasks by id that pass the Data Manager's filters, and of their count."""
+        query, number = json.dumps({"filters": filters, "ordering": ["tasks:id"]}), self._number()
+
+        def call(client: LabelStudio) -> Answer:
+            return read(
+                client.tasks.list(project=number, page=1, page_size=size, fields="all", include=parts, query=query)
+            )
 
         return self._ask(f"the tasks of project {self.project_id}", call)
 
@@ -227,11 +232,9 @@ def _models(client: LabelStudio, number: int) -> list[MlBackend]:
     return [record for record in client.ml.list(project=number) if record.id]
 
 
-def _rename(client: LabelStudio, record: MlBackend, title: str) -> None:
-    """Give a model another title; Label Studio checks the whole record again, its credentials included."""
-    kept: Mapping[str, Any] = {}
+def update_record(client: LabelStudio, record: MlBackend, **changes: Any) -> None:
+    """Change some of a model's record; Label Studio checks the whole record again, its credentials included."""
+    kept = {"title": record.title, "url": record.url, "project": record.project, "extra_params": record.extra_params}
     if record.auth_method == "BASIC_AUTH":  # an empty password stands for the one that is stored
-        kept = {"auth_method": record.auth_method, "basic_auth_user": record.basic_auth_user, "basic_auth_pass": ""}
-    client.ml.update(
-        record.id, title=title, url=record.url, project=record.project, extra_params=record.extra_params, **kept
-    )
+        kept |= {"auth_method": record.auth_method, "basic_auth_user": record.basic_auth_user, "basic_auth_pass": ""}
+    client.ml.update(record.id, **kept | changes)

@@ -99,8 +99,7 @@ class Studio:
         """
         if not self.url or not self._key:
             raise StudioError(
-                "The labels of a project are read from Label Studio, which needs LABEL_STUDIO_URL and"
-                " LABEL_STUDIO_API_KEY. Set both."
+                "Label Studio has to be asked, which needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. Set both."
             )
         _check_key(self._key)
         from label_studio_sdk import LabelStudio
