@@ -8,19 +8,17 @@ and a note says which import is on its way, for the run after one that was kille
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from celestial_backend.distribution import Answers, Distribution, Page
-from celestial_backend.errors import STATE_REMEDY, ModelError, StateError
-from celestial_backend.files import replace_text
+from celestial_backend.errors import ModelError, StateError
 from celestial_backend.jobs import HOW_TO_START, worker_lives
+from celestial_backend.outbox import FailureList, Outbox
 from celestial_backend.pending import Conditions, ImportFailedError, PendingTasks, Rows
 from celestial_backend.processes import lock
 from celestial_backend.project import PAGE, PATIENCE_S
@@ -87,8 +85,9 @@ class Prelabelling:
         self._rate = rate
         self._distribute = distribute
         work = services.settings.model_dir / "work"
-        self._lock, self._note = work / f"prelabel-{project_id}.lock", work / f"prelabel-{project_id}.sent"
-        self.failures = failures or services.settings.model_dir / f"prelabel-{project_id}-failures.jsonl"
+        self._lock, self._outbox = work / f"prelabel-{project_id}.lock", Outbox(work / f"prelabel-{project_id}.sent")
+        listed = failures or services.settings.model_dir / f"prelabel-{project_id}-failures.jsonl"
+        self.failures = FailureList(listed)
         version = services.store.live_tag(project_id)
         tags = [model.tag for model in services.store.registry.models()]
         exact = not any(version.lower() in tag.lower() for tag in tags if tag != version)
@@ -128,7 +127,7 @@ class Prelabelling:
             self._services.predictor.check(config, self._project)
             self._settle()
             self.plan()
-            self.failures.unlink(missing_ok=True)  # a list is there only if there is something to list
+            self.failures.clear()
             for page, answers in self._answered(config):
                 self._import(self._rows(page, answers))
                 self.summary.seconds = time.monotonic() - started
@@ -206,14 +205,14 @@ class Prelabelling:
                 return
 
     def _sent(self, rows: Rows) -> None:
-        self._note_import(next(iter(rows)))
+        self._outbox.note(self.summary.version, next(iter(rows)))
         try:
             created = self._tasks.send(rows)
         except ImportFailedError as failure:
             if not failure.may_pass:
-                self._note.unlink()
+                self._outbox.strike()
             raise
-        self._note.unlink()
+        self._outbox.strike()
         dropped = self._tasks.still(list(rows)) if created < len(rows) else set()
         self.summary.predicted += len(rows) - len(dropped)
         for task in dropped:
@@ -228,27 +227,18 @@ class Prelabelling:
         self._import(dict(pairs[:middle]))
         self._import(dict(pairs[middle:]))
 
-    def _note_import(self, task: int) -> None:
-        """Write down that an import is on its way; one of its tasks is enough, because all land or none."""
-        text = json.dumps({"version": self.summary.version, "task": task, "at": time.time()})
-        try:
-            replace_text(self._note, text)
-        except OSError as error:
-            raise StateError(f"The state folder cannot be written ({error.strerror}). {STATE_REMEDY}") from error
-
     def _settle(self) -> None:
         """Wait until an import that was on its way has landed, or can land no more."""
-        try:
-            note: Mapping[str, Any] = json.loads(self._note.read_text())
-        except FileNotFoundError:
+        sent = self._outbox.sent()
+        if sent is None:
             return
-        left = min(note["at"], time.time()) + SETTLE_S - time.time()
+        left = min(sent.at, time.time()) + SETTLE_S - time.time()
         until = time.monotonic() + left  # the clock may be moved while this waits
-        if note["version"] == self.summary.version:
+        if sent.version == self.summary.version:
             logger.info("An import was on its way when its sender ended; waiting for it, %.0f s at most", SETTLE_S)
-            while time.monotonic() < until and not self._tasks.holds(note["task"]):
+            while time.monotonic() < until and not self._tasks.holds(sent.task):
                 time.sleep(LOOK_S)
-        self._note.unlink()
+        self._outbox.strike()
 
     def _keep_pace(self) -> None:
         if self._rate:
@@ -256,9 +246,4 @@ class Prelabelling:
 
     def _fail(self, task: object, reason: str) -> None:
         self.summary.failed += 1
-        try:
-            with self.failures.open("a") as file:
-                file.write(json.dumps({"task": task, "reason": reason}, ensure_ascii=False) + "\n")
-        except OSError as error:
-            problem = f"The list of failures cannot be written ({error.strerror}). Give another --failures."
-            raise StateError(problem) from error
+        self.failures.add(task, reason)

@@ -96,7 +96,7 @@ def prelabel(
         at = run.run(shown)
     for sentence in run.select_version():
         click.echo(sentence, err=True)
-    listed = str(run.failures) if at.failed else None
+    listed = str(run.failures.path) if at.failed else None
     click.echo(json.dumps(asdict(at) | {"failures": listed}) if as_json else _told(at, listed))
     if at.failed:
         sys.exit(CelestialError.exit_code)

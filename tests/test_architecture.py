@@ -15,7 +15,7 @@ FLOORS = [
     {"tables", "metrics", "bombs", "deadlines"},
     {"settings", "logs", "protocol", "label_config", "exported", "decode", "folders", "teaching", "contest"},
     {"body", "renderer", "augment", "robustness", "modelcard", "ledger", "pointers", "job_queue", "processes", "reach"},
-    {"network", "examples", "tags", "pages"},
+    {"network", "examples", "tags", "pages", "outbox"},
     {"labels", "studio", "guard", "classifier", "registry", "lessons", "training"},
     {"download", "store", "votes", "project", "growth"},
     {"images", "consensus", "finetune", "tally", "endings", "pending"},

@@ -18,6 +18,7 @@ from prelabelling import Command, held, project_with, small_pictures
 from celestial_backend import bulk, pending
 from celestial_backend.bulk import Prelabelling
 from celestial_backend.errors import RequestError, StateError
+from celestial_backend.outbox import FailureList, Outbox
 from celestial_backend.pending import Conditions, ImportFailedError, PendingTasks, Rows, read_filter
 from celestial_backend.processes import lock
 from celestial_backend.settings import Settings
@@ -239,7 +240,7 @@ def test_what_label_studio_does_not_take_is_listed(
     services.predictor.unknown = {tasks[7], tasks[20]}  # type: ignore[attr-defined]
     run = Prelabelling(services, str(project))
     done = run.run()
-    listed = [json.loads(line)["task"] for line in run.failures.read_text().splitlines()]
+    listed = [json.loads(line)["task"] for line in run.failures.path.read_text().splitlines()]
     assert set(held(label_studio, project)) | set(listed) == set(tasks)
     assert (done.predicted, done.failed) == (len(held(label_studio, project)), len(listed))
     assert max(held(label_studio, project).values()) == 1
@@ -309,6 +310,15 @@ def test_a_connected_backend_goes_with_the_predictions(
     (shown,) = label_studio.api("GET", f"/api/projects/{project}/next")["predictions"]
     assert shown["model_version"] == version
     assert held(label_studio, project) == dict.fromkeys(tasks, 1)
+
+
+def test_what_cannot_be_written_down_is_a_sentence(tmp_path: Path) -> None:
+    """Neither a full disk nor a folder of another user ends a run with a stack trace."""
+    (tmp_path / "file").touch()
+    nowhere = tmp_path / "file" / "prelabel-1.sent"
+    for write in (lambda: Outbox(nowhere).note("m:1", 1), lambda: FailureList(nowhere).add(1, "no picture")):
+        with pytest.raises(StateError, match=r"prelabel-1\.sent cannot be written \(Not a directory\)"):
+            write()
 
 
 @pytest.mark.parametrize(
