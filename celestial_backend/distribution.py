@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 WAITING = 2  # pages that no worker has taken yet, so that each finds its next one
 MOST = 32  # pages in memory, those that workers have included
-TAKE_S = 10.0  # in which a worker takes a page, unless all of them train
+TAKE_S = 10.0  # in which a page is taken or some worker gives a sign of life, unless all of them train
 SILENT_S = 15.0  # after which a worker that gives no sign of life is taken for dead
 ANSWER_S = 900.0  # after which one that does is taken for stuck
 TURNS = 2  # of workers that lose a page; then it is predicted here
@@ -71,6 +72,7 @@ class Distribution:
         self._offers: list[_Offer] = []
         self._own: deque[Page] = deque()
         self._patience_s = TAKE_S
+        self._heard = -math.inf  # when any worker has given its last sign of life
         self._over = False
 
     def predict(self, pages: Iterator[Page]) -> Iterator[tuple[Page, Answers]]:
@@ -124,7 +126,7 @@ class Distribution:
             now = time.monotonic()
             if seen.sign != offer.sign:
                 offer.sign, offer.heard, offer.taken = seen.sign, now, offer.taken or now
-                self._patience_s = TAKE_S
+                self._heard, self._patience_s = now, TAKE_S
             if seen.answer is not None:
                 answers = self._use(offer, seen)
                 if answers is not None:
@@ -138,8 +140,8 @@ class Distribution:
         if not isinstance(answers, list) or len(answers) != len(offer.page):
             self._lost(offer, str(answer.get("error", "Its answers are not as many as the tasks.")))
             return None
+        self._pages.remove(offer.key)  # while it is an offer still, because this can fail
         self._offers.remove(offer)
-        self._pages.remove(offer.key)
         worker = _worker(seen.sign)
         self.workers[worker] = self.workers.get(worker, 0) + len(answers)
         for task, reason in failures:
@@ -159,7 +161,7 @@ class Distribution:
         """Predict here what no worker takes, and without waiting for it again as long as none takes any."""
         waiting = [offer for offer in self._offers if offer.taken is None]
         oldest = min((offer for offer in waiting), key=lambda offer: offer.at, default=None)
-        if oldest is None or self._own or time.monotonic() < oldest.at + self._patience_s:
+        if oldest is None or self._own or time.monotonic() < max(oldest.at, self._heard) + self._patience_s:
             return
         if self._pages.take(oldest.key) is None:  # a worker has it, and has not said so yet
             oldest.taken = oldest.heard = time.monotonic()

@@ -104,13 +104,13 @@ class Pages:
 
     def predict(self, key: str) -> None:
         """What a worker does at a message: nothing, if the page was taken back or its command has ended."""
-        page = self.take(key)
-        if page is None:
-            return
         if not hasattr(self._mine, "process"):
             self._mine.process = _PageProcess()
         name, numbers = f"{socket.gethostname()}:{os.getpid()}", count()
         try:
+            page = self.take(key)
+            if page is None:
+                return
             self._show_life(key, name, numbers)
             answer = self._mine.process.answer(json.dumps(page), lambda: self._show_life(key, name, numbers))
             with _reached():

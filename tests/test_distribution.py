@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backend_server import REPOSITORY, label_config
+from PIL import Image
 from redis_server import RedisServer
+from trainings import Place
 
 from celestial_backend import distribution, pages
 from celestial_backend.distribution import Distribution
@@ -277,3 +285,52 @@ def test_a_run_that_ends_early_takes_its_pages_back(settings: Settings) -> None:
     assert left(settings)
     found.close()
     assert left(settings) == []
+
+
+@pytest.fixture
+def place(tmp_path: Path, model_store: Path) -> Iterator[Place]:
+    """For real workers, with the queue in a file."""
+    place = Place(tmp_path, model_store)
+    yield place
+    place.stop()
+
+
+def real_pages(count: int) -> Iterator[list[dict[str, Any]]]:
+    """Of tasks with a picture in each."""
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 90, 40)).save(picture, "png")
+    address = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    for number in range(count):
+        yield [{"id": 2 * number + each, "data": {"image": address}} for each in range(2)]
+
+
+def distributed(place: Place, here: Callable[[Any], list[Any]], **about: str) -> list[list[Any]]:
+    version = place.services.store.live_tag("3")
+    all_about = {"project": "3", "version": version, "config": label_config()} | about
+    run = Distribution(place.jobs.pages, "prelabel-3-", all_about, here, lambda *_: pytest.fail("a task failed"))
+    return [answers for _, answers in run.predict(real_pages(3))]
+
+
+def test_a_worker_outlives_the_process_that_predicts_for_it(place: Place) -> None:
+    """When that is killed, as for want of memory, the page is predicted by another one."""
+    worker = place.worker(FAULT_AT="celestial_backend.predictor:Predictor.predict:before", FAULT_DO="self")
+    answers = distributed(place, lambda _: pytest.fail("predicted here"))
+    version = place.services.store.live_tag("3")
+    assert [[answer["model_version"] for answer in page] for page in answers] == [[version] * 2] * 3
+    assert (place.marks / "struck-0").exists()
+    assert worker.process.poll() is None
+
+
+def test_a_worker_with_another_model_is_not_heard(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """As one with another state folder has; the log says what to look at."""
+    place.worker()
+    assert distributed(place, lambda page: ["here"] * len(page), version="m:1") == [["here"] * 2] * 3
+    assert "and m:1 was asked for. See that all workers have the MODEL_DIR" in caplog.text
+
+
+def test_a_process_that_predicts_ends_when_no_page_comes(place: Place) -> None:
+    """And its memory with it, though the worker lives on."""
+    code = "from celestial_backend import page_predictor as p; p.IDLE_S = 0.2; import os; p.main(os.getppid())"
+    done = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=os.environ | place.environ,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert done.wait(60) == 0
