@@ -55,7 +55,7 @@ def show_life(path: Path) -> None:
     """Share the lock of a file with others for the life of this process, so that `lock` tells whether one lives."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        file = path.open("a+b")  # on NFS a lock that is shared wants a file that can be read
         fcntl.flock(file, fcntl.LOCK_SH)
     except OSError as error:
         logger.warning("No one can see that this worker lives (%s).", error.strerror)
