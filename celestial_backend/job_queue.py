@@ -46,7 +46,7 @@ def make_queue(settings: Settings) -> Huey:
 
 
 class _JsonSerializer(Serializer):  # type: ignore[misc]
-    """Messages as JSON: who can write into Redis can ask for a training, and run no code of their own."""
+    """Messages as JSON: who can write into Redis can ask for work and answer for workers, and run no code of theirs."""
 
     def _serialize(self, data: Any) -> bytes:
         return json.dumps(data).encode()

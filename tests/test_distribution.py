@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from backend_server import REPOSITORY, label_config
 from PIL import Image
@@ -304,9 +306,12 @@ def real_pages(count: int) -> Iterator[list[dict[str, Any]]]:
         yield [{"id": 2 * number + each, "data": {"image": address}} for each in range(2)]
 
 
+def real_about(place: Place) -> dict[str, Any]:
+    return {"project": "3", "version": place.services.store.live_tag("3"), "config": label_config()}
+
+
 def distributed(place: Place, here: Callable[[Any], list[Any]], **about: str) -> list[list[Any]]:
-    version = place.services.store.live_tag("3")
-    all_about = {"project": "3", "version": version, "config": label_config()} | about
+    all_about = real_about(place) | about
     run = Distribution(place.jobs.pages, "prelabel-3-", all_about, here, lambda *_: pytest.fail("a task failed"))
     return [answers for _, answers in run.predict(real_pages(3))]
 
@@ -319,6 +324,18 @@ def test_a_worker_outlives_the_process_that_predicts_for_it(place: Place) -> Non
     assert [[answer["model_version"] for answer in page] for page in answers] == [[version] * 2] * 3
     assert (place.marks / "struck-0").exists()
     assert worker.process.poll() is None
+
+
+def test_a_worker_that_stops_takes_the_process_with_it(place: Place) -> None:
+    """At SIGTERM, in the middle of a page, as at the end of the server that started the worker."""
+    fault = {"FAULT_AT": "celestial_backend.predictor:Predictor.predict:before", "FAULT_DO": "slow"}
+    worker = place.worker(**fault)
+    place.jobs.pages.offer("prelabel-3-", {**real_about(place), "tasks": next(real_pages(1))})
+    place.wait_for((place.marks / "struck-0").exists, 60)
+    (child,) = psutil.Process(worker.process.pid).children()
+    worker.process.send_signal(signal.SIGTERM)
+    worker.process.wait(5)
+    place.wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
 
 
 def test_a_worker_with_another_model_is_not_heard(place: Place, caplog: pytest.LogCaptureFixture) -> None:
