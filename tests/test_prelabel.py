@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,13 @@ from prelabelling import Command, held, project_with, small_pictures
 
 from celestial_backend import bulk, pending
 from celestial_backend.bulk import Prelabelling
-from celestial_backend.errors import RequestError, StateError
+from celestial_backend.errors import RequestError, StateError, StudioError
 from celestial_backend.outbox import FailureList, Outbox
 from celestial_backend.pending import Conditions, ImportFailedError, PendingTasks, Rows, read_filter
 from celestial_backend.processes import lock
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
+from celestial_backend.studio import Studio
 from celestial_backend.wiring import Services, build
 
 pytestmark = pytest.mark.timeout(600)
@@ -230,6 +232,17 @@ def test_conditions_may_be_joined_by_or(
     assert (done.predicted, done.already) == (1, len(chosen) - 1)
     assert held(label_studio, project) == dict.fromkeys(chosen, 1)
     assert not held(label_studio, other)
+
+
+def test_an_older_label_studio_is_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that knows no children of conditions gives the first page again and again; that ends with a sentence."""
+    tasks = [SimpleNamespace(id=number, data={}, predictions=[], total_annotations=0) for number in (1, 2)]
+    page = SimpleNamespace(items=tasks, response=SimpleNamespace(total=9))
+    monkeypatch.setattr(PendingTasks, "_listed", lambda *_: page)
+    pages = PendingTasks(Studio(Settings()), "1", "m:1", Conditions(({}, {}), either=True), exact=True).pages(2)
+    assert len(next(pages)) == 2
+    with pytest.raises(StudioError, match="Run once for each"):
+        next(pages)
 
 
 def test_what_label_studio_does_not_take_is_listed(
