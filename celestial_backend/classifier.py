@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from celestial_backend.errors import ModelLoadError
+from celestial_backend.passes import SharedPasses
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Classifier:
     def __init__(self, parts: Parts) -> None:
         self.tag = parts.tag
         self._preprocess = parts.preprocess
-        self._forward = _traced(parts.network)
+        self._forward = SharedPasses(_traced(parts.network))
         self._postprocess = parts.postprocess
         probe = _prepared(self.tag, parts.preprocess, Image.new("RGB", (128, 128)))
         self.input_shape = probe.shape[1:]
@@ -86,7 +87,7 @@ class Classifier:
 
     def probabilities(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
         """
-        Class probabilities of prepared pictures, in one forward pass.
+        Class probabilities of prepared pictures, in one forward pass, which others may share.
 
         Args:
             batch: Shape (N, *input_shape), N >= 1, as `prepare` gives them.

@@ -12,10 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "celestial_backend"
 FLOORS = [
     {"__init__", "errors", "files"},
-    {"tables", "metrics", "bombs", "deadlines"},
+    {"tables", "metrics", "bombs", "deadlines", "connections", "passes"},
     {"settings", "logs", "protocol", "label_config", "exported", "decode", "folders", "teaching", "contest"},
     {"body", "renderer", "augment", "robustness", "modelcard", "ledger", "pointers", "job_queue", "processes", "reach"},
-    {"network", "examples", "tags", "pages", "outbox"},
+    {"network", "examples", "tags", "pages", "outbox", "admission"},
     {"labels", "studio", "guard", "classifier", "registry", "lessons", "training"},
     {"download", "store", "votes", "project", "growth"},
     {"images", "consensus", "finetune", "tally", "endings", "pending"},
@@ -41,7 +41,7 @@ OWNERS = {
     "label_studio_sdk": set(),
     "label_studio_ml": set(),
     "flask": {"app", "sdk", "server"},
-    "gunicorn": {"server"},
+    "gunicorn": {"server", "connections"},
     "click": {"cli", "connect", "demo", "doctor", "lists", "prelabel", "tables"},
     "huey": {"jobs", "job_queue", "pages", "worker"},
     "cleanlab": set(),
