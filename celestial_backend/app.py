@@ -8,15 +8,16 @@ import hmac
 import logging
 import time
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
-from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.exceptions import ClientDisconnected, HTTPException, NotFound, RequestEntityTooLarge
 
 from celestial_backend import metrics, openapi, protocol
+from celestial_backend.admission import RETRY_S
 from celestial_backend.backend import CelestialBodiesBackend
-from celestial_backend.errors import CelestialError, RequestError
+from celestial_backend.errors import BodyTooLargeError, BodyTooLateError, BusyError, CelestialError, RequestError
 from celestial_backend.protocol import TRAIN_EVENTS
 from celestial_backend.reach import note_event
 from celestial_backend.sdk import make_app, project_id
@@ -39,10 +40,12 @@ def create_app(services: Services) -> Flask:
     document = openapi.document(guarded=services.settings.basic_auth_user is not None)
     app.add_url_rule("/openapi.json", "openapi", lambda: document)
     app.add_url_rule("/docs", "docs", lambda: _page(document))
+    app.config["MAX_CONTENT_LENGTH"] = int(services.settings.request_max_mb * 1_000_000)
     app.before_request(_open)
     app.before_request(lambda: _authorize(services.settings))
     app.before_request(lambda: _check(services))
     app.after_request(lambda response: _close(response, services.metrics))
+    app.teardown_request(lambda _: g.held.close())
     app.register_error_handler(CelestialError, _refused)
     app.register_error_handler(HTTPException, _not_served)
     app.register_error_handler(Exception, _failed)
@@ -72,6 +75,7 @@ def _page(document: dict[str, Any]) -> Response:
 def _open() -> None:
     g.started = time.monotonic()
     g.cause = None
+    g.held = ExitStack()
     g.request_id = uuid.uuid4().hex[:12]
 
 
@@ -105,7 +109,10 @@ def _check(services: Services) -> Any:
         raise NotFound
     if request.path not in protocol.REQUESTS or request.method != "POST":
         return None
-    body = _body()
+    if request.path == "/predict":
+        size = request.content_length if request.content_length is not None else request.max_content_length
+        g.held.enter_context(services.admission.place(size or 0))
+    body = _body(services.settings)
     if request.path == "/webhook" and isinstance(body, dict):
         if not isinstance(body.get("action"), str):
             raise RequestError("The body of /webhook must name its event in \"action\".")
@@ -125,12 +132,23 @@ def _check(services: Services) -> Any:
     return None
 
 
-def _body() -> Any:
+def _body(settings: Settings) -> Any:
     """What the request's bytes say as JSON, whatever type they claim to be; None if they are none."""
     try:
-        return request.get_json(force=True, silent=True)
+        # Werkzeug refuses an announced length, and cuts what comes in chunks without a word.
+        whole = request.content_length is not None or len(request.get_data()) < settings.request_max_mb * 1_000_000
+        if whole:
+            return request.get_json(force=True, silent=True)
     except RecursionError:
         raise RequestError(f"The body of {request.path} must not be nested by the hundreds, and is.") from None
+    except ClientDisconnected as error:
+        raise BodyTooLateError("The body of the request did not come whole and in time. Send it again.") from error
+    except RequestEntityTooLarge:
+        pass
+    raise BodyTooLargeError(
+        f"A request may have {settings.request_max_mb:g} MB, and this one has more. Send fewer tasks at once, or "
+        "raise CELESTIAL_REQUEST_MAX_MB."
+    )
 
 
 def _close(response: Response, counts: metrics.Metrics) -> Response:
@@ -148,7 +166,10 @@ def _close(response: Response, counts: metrics.Metrics) -> Response:
 def _refused(error: CelestialError) -> Response:
     g.cause = type(error).__name__
     logger.warning("%s [%s]", error, g.request_id)
-    return _answer(error.status, str(error))
+    answer = _answer(error.status, str(error))
+    if isinstance(error, BusyError):
+        answer.headers["Retry-After"] = str(RETRY_S)
+    return answer
 
 
 def _not_served(error: HTTPException) -> Response:

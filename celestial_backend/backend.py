@@ -33,10 +33,13 @@ class CelestialBodiesBackend(StatelessModel):
 
         Raises:
             LabelConfigError, ModelError: Nothing can be predicted; the whole request fails.
+            BusyError: Its turn did not come while there was time to do anything.
         """
         del context
-        deadline = time.monotonic() + self.services.settings.predict_max_s
-        return self.services.predictor.predict(tasks, self.get("label_config") or "", deadline, self.project_id)
+        started, seconds = time.monotonic(), self.services.settings.predict_max_s
+        with self.services.admission.turn(len(tasks), started + seconds / 2):
+            config, deadline = self.get("label_config") or "", started + seconds
+            return self.services.predictor.predict(tasks, config, deadline, self.project_id)
 
     def fit(self, event: str, data: dict[str, Any], **_: Any) -> dict[str, Any]:
         """

@@ -8,6 +8,7 @@ before a pixel is decoded, and whatever a decoder trips over is a DecodeError.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError, features
@@ -49,7 +50,7 @@ TURNS = {
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-def decode(data: bytes, max_pixels: float) -> Image.Image:
+def decode(data: bytes, max_pixels: float, take: Callable[[int], None] | None = None) -> Image.Image:
     """
     The picture that a file's bytes hold, upright, in mode RGB; of an animation, the first frame.
 
@@ -61,6 +62,7 @@ def decode(data: bytes, max_pixels: float) -> Image.Image:
     Args:
         data: A whole file.
         max_pixels: Width times height that a picture may have.
+        take: Told the picture's pixels before they are decoded; may wait until there is room.
 
     Raises:
         DecodeError: The bytes are no picture of a known format, or a damaged one.
@@ -74,6 +76,8 @@ def decode(data: bytes, max_pixels: float) -> Image.Image:
         refuse_bomb(data)
         image = Image.open(BytesIO(data), formats=FORMATS)
         _check_size(image, max_pixels)
+        if take is not None:
+            take(image.width * image.height)
         image.load()
         return rgb(_upright(image))
     except (TooLargeError, DecodeError):

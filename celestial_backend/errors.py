@@ -4,6 +4,9 @@ Everything that can go wrong, one class per cause.
     CelestialError
     ├── SettingsError          a setting cannot be used
     ├── RequestError           a request body that is not what Label Studio sends
+    │   ├── BodyTooLargeError  it has too many bytes
+    │   └── BodyTooLateError   it did not come in time
+    ├── BusyError              more is asked for at once than one process takes on
     ├── LabelConfigError       a label config that the model cannot serve
     ├── ImageError             a picture that cannot be had
     │   ├── ForbiddenError     its address or path is not allowed
@@ -45,6 +48,24 @@ class RequestError(CelestialError):
     """A request body that is not what Label Studio sends."""
 
     status = 400
+
+
+class BodyTooLargeError(RequestError):
+    """A request body with more bytes than the settings allow."""
+
+    status = 413
+
+
+class BodyTooLateError(RequestError):
+    """A request body that was not there in time."""
+
+    status = 408
+
+
+class BusyError(CelestialError):
+    """More is asked for at once than one process takes on; later it may be answered."""
+
+    status = 503
 
 
 class LabelConfigError(CelestialError):

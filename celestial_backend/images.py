@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, quote, unquote, unquote_to_bytes, urlsplit
 
@@ -54,13 +55,16 @@ class ImageReader:
             else None
         )
 
-    def read(self, value: object, task_id: int | None = None) -> Image.Image:
+    def read(
+        self, value: object, task_id: int | None = None, take: Callable[[int], None] | None = None
+    ) -> Image.Image:
         """
         The picture that a task's value names, upright, in mode RGB.
 
         Args:
             value: What stands under the task's data key; anything, as strangers write tasks.
             task_id: The task's id; cloud storage cannot be read without.
+            take: As for `decode`.
 
         Raises:
             ForbiddenError: Its host or path is not allowed.
@@ -74,7 +78,7 @@ class ImageReader:
             with self._metrics.stage(FETCH):
                 data = self._bytes(value, task_id)
             with self._metrics.stage(DECODE):
-                return decode(data, self._settings.image_max_megapixels * 1e6)
+                return decode(data, self._settings.image_max_megapixels * 1e6, take)
         except ImageError as error:
             raise type(error)(f"The picture {shown(value)} cannot be used: {error}") from error
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from celestial_backend.admission import Bench
 from celestial_backend.classifier import Classifier
 from celestial_backend.errors import CelestialError, RequestError
 from celestial_backend.images import ImageReader
@@ -39,7 +40,10 @@ class Predictor:
         self._images = images
         self._metrics = metrics
         self._batch_size = settings.batch_size
+        self._bench = Bench(settings)
         self._pool = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="picture")
+        # Somebody who labels waits for a single task; its picture never queues behind those of batches.
+        self._single = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="single")
         self._told: set[tuple[str, str]] = set()
 
     def check(self, label_config: str, project: str = "") -> None:
@@ -117,10 +121,11 @@ class Predictor:
         """Chunks of tasks with their pictures; the next chunk is read while one is predicted."""
         chunks = [tasks[i : i + self._batch_size] for i in range(0, len(tasks), self._batch_size)]
         waiting: list[tuple[Sequence[Any], list[Future[Inputs]]]] = []
+        pool = self._single if len(tasks) == 1 else self._pool
         for chunk in chunks:
             if time.monotonic() >= deadline:
                 break
-            waiting.append((chunk, [self._pool.submit(self._inputs, task, classifier, choices) for task in chunk]))
+            waiting.append((chunk, [pool.submit(self._inputs, task, classifier, choices) for task in chunk]))
             if len(waiting) == 2:
                 yield waiting.pop(0)
         yield from waiting
@@ -129,11 +134,13 @@ class Predictor:
         data = task.get("data") if isinstance(task, Mapping) else None
         if not isinstance(data, Mapping):
             raise RequestError("A task must be an object with an object \"data\", as Label Studio sends it.")
-        pictures = {
-            key: self._images.read(choices.value_of(data, key), _id(task)) for key in choices.data_keys
-        }
-        with self._metrics.stage(PREPARE):
-            return {key: classifier.prepare(picture) for key, picture in pictures.items()}
+        return {key: self._input(choices.value_of(data, key), _id(task), classifier) for key in choices.data_keys}
+
+    def _input(self, value: object, task_id: int | None, classifier: Classifier) -> NDArray[np.float32]:
+        with self._bench.room() as room:
+            picture = self._images.read(value, task_id, room.take)
+            with self._metrics.stage(PREPARE):
+                return classifier.prepare(picture)
 
     def _answers(
         self,

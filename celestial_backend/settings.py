@@ -136,7 +136,9 @@ class Settings:
     log_level: str = setting("LOG_LEVEL", _log_level, "INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
     port: int = setting("PORT", _port, 9090, "Port that the web server listens on.")
     workers: int = setting("WORKERS", _count, 1, "Web server processes; each holds its own model.")
-    threads: int = setting("THREADS", _count, 8, "Requests that one web server process answers at once.")
+    threads: int = setting(
+        "THREADS", _count, 8, "Predictions that one web server process works at side by side; more wait in line."
+    )
     model: str = setting("CELESTIAL_MODEL", _text, f"{MODEL_NAME}:latest", "The BentoML tag to serve.")
     bentomodel: Path | None = setting(
         "CELESTIAL_BENTOMODEL", _file, None, "A `.bentomodel` file, imported into the store at start and served."
@@ -179,6 +181,12 @@ class Settings:
         _positive,
         90.0,
         "Seconds after which a batch is answered with what is done; Label Studio waits 100 and drops what comes later.",
+    )
+    request_max_mb: float = setting(
+        "CELESTIAL_REQUEST_MAX_MB",
+        _positive,
+        100.0,
+        "Megabytes that a request may have; no more predictions are let in while those that are here have as many.",
     )
     batch_size: int = setting("CELESTIAL_BATCH_SIZE", _count, 64, "Pictures in one forward pass.")
     redis_url: str | None = setting(

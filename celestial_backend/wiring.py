@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from celestial_backend.admission import Admission
 from celestial_backend.images import ImageReader
 from celestial_backend.jobs import Jobs
 from celestial_backend.metrics import Metrics
@@ -24,6 +25,7 @@ class Services:
     predictor: Predictor
     jobs: Jobs
     metrics: Metrics
+    admission: Admission
 
 
 def build(settings: Settings) -> Services:
@@ -33,4 +35,4 @@ def build(settings: Settings) -> Services:
     metrics = Metrics()
     images = ImageReader(settings, studio, metrics)
     predictor, jobs = Predictor(settings, store, images, metrics), Jobs(settings, store, studio)
-    return Services(settings, store, studio, images, predictor, jobs, metrics)
+    return Services(settings, store, studio, images, predictor, jobs, metrics, Admission(settings))

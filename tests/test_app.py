@@ -491,10 +491,10 @@ def test_a_batch_is_answered_in_time_with_what_is_done(
     read = ImageReader.read
     stuck = threading.Event()
 
-    def slow(self: ImageReader, value: Any, task_id: Any = None) -> Any:
+    def slow(self: ImageReader, value: Any, *more: Any) -> Any:
         if "Jupiter" in value:
             stuck.wait(30)
-        return read(self, value, task_id)
+        return read(self, value, *more)
 
     monkeypatch.setattr(ImageReader, "read", slow)
     client = create_app(build(replace(settings, predict_max_s=1.0, batch_size=4, fetch_threads=2))).test_client()

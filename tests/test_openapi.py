@@ -112,6 +112,8 @@ def test_an_error_is_of_the_one_shape(client: FlaskClient, guarded: Flask, statu
         "401": lambda: guarded.test_client().get("/docs"),
         "404": lambda: client.get("/nowhere"),
         "405": lambda: client.get("/predict"),
+        "408": lambda: client.post("/predict", data=b"{", environ_overrides={"CONTENT_LENGTH": "9"}),
+        "413": lambda: create_app(build(Settings(request_max_mb=0.001))).test_client().post("/setup", data=b" " * 2000),
         "422": lambda: client.post("/setup", json={"schema": label_config(["cat", "dog"])}),
         "503": lambda: create_app(
             build(Settings(model="celestial_bodies_classifier_model:7"))

@@ -43,6 +43,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         "CELESTIAL_IMAGE_MAX_MEGAPIXELS": ("9", 9.0),
         "CELESTIAL_FETCH_THREADS": ("2", 2),
         "CELESTIAL_PREDICT_MAX_S": ("30", 30.0),
+        "CELESTIAL_REQUEST_MAX_MB": ("5", 5.0),
         "CELESTIAL_BATCH_SIZE": ("16", 16),
         "REDIS_URL": ("redis://:secret@redis:6379/2", "redis://:secret@redis:6379/2"),
         "CELESTIAL_TRAIN_EVERY": ("50", 50),

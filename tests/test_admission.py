@@ -1,0 +1,204 @@
+"""How many predictions a process takes on: places, turns, and pixels."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from backend_server import label_config
+from flask import Flask
+from flask.testing import FlaskClient
+from picture_host import PictureHost, picture_host
+
+from celestial_backend.admission import LINE, Admission, Bench
+from celestial_backend.app import create_app
+from celestial_backend.errors import BusyError
+from celestial_backend.renderer import render
+from celestial_backend.settings import Settings
+from celestial_backend.wiring import Services, build
+
+MB = 1_000_000
+WAIT_S = 10
+TASKS = {"tasks": [], "label_config": label_config(), "project": "7.1"}
+
+
+def soon(seconds: float = WAIT_S) -> float:
+    return time.monotonic() + seconds
+
+
+def test_places_are_bounded_and_given_back() -> None:
+    """THREADS at work and a line behind them; one who leaves makes room for one more."""
+    admission = Admission(Settings(threads=2))
+    with ExitStack() as held:
+        for _ in range(2 + LINE):
+            held.enter_context(admission.place(100))
+        with pytest.raises(BusyError, match=r"Too many predictions are asked for at once: 130 .* raise WORKERS"):
+            held.enter_context(admission.place(100))
+    with admission.place(100):
+        pass
+
+
+def test_bytes_are_bounded_and_one_large_request_is_always_let_in() -> None:
+    """While small requests hold less than the bound even the largest is served; the next one is refused."""
+    admission = Admission(Settings(request_max_mb=10))
+    with admission.place(9 * MB), admission.place(10 * MB), pytest.raises(BusyError, match=r"with 19\.0 MB are here"):
+        admission.place(1).__enter__()
+    with admission.place(10 * MB):
+        pass
+
+
+def test_a_turn_is_waited_for_and_not_for_ever() -> None:
+    """With one of THREADS the second waits: in vain until its time is up, and no longer than the first works."""
+    admission = Admission(Settings(threads=1))
+    got = threading.Event()
+
+    def second() -> None:
+        with admission.turn(1, soon()):
+            got.set()
+
+    with admission.turn(1, soon()):
+        with pytest.raises(BusyError, match="turn did not come in time"), admission.turn(1, soon(0.05)):
+            pass
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        assert not got.wait(0.1)
+    assert got.wait(WAIT_S)
+    waiting.join()
+
+
+def test_large_requests_leave_turns_for_single_tasks() -> None:
+    """However many large ones wait, half of the turns are for small ones."""
+    admission = Admission(Settings(threads=4, batch_size=64))
+    with admission.turn(65, soon()), admission.turn(1000, soon()):
+        with pytest.raises(BusyError), admission.turn(65, soon(0.05)):
+            pass
+        with admission.turn(64, soon(0)), admission.turn(1, soon(0)):
+            pass
+
+
+def test_a_turn_that_failed_is_given_back() -> None:
+    """An error in the middle costs no turn, nor does giving up in line."""
+    admission = Admission(Settings(threads=1))
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), admission.turn(1000, soon(0)):
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("pixels", "side_by_side"),
+    [
+        pytest.param([10 * MB] * 5, 2, id="the largest"),
+        pytest.param([MB] * 9, 4, id="small ones"),
+        pytest.param([50 * MB] * 3, 1, id="larger than all"),
+    ],
+)
+def test_pictures_in_flight_are_bounded(pixels: list[int], side_by_side: int) -> None:
+    """By cores and by pixels; all of them come through, and one that fails gives its room back."""
+    bench = Bench(Settings(image_max_megapixels=10), pictures=4)
+    together, lock, most, running = threading.Barrier(side_by_side), threading.Lock(), 0, 0
+
+    def work(size: int) -> None:
+        nonlocal most, running
+        with suppress(ZeroDivisionError), bench.room() as room:
+            room.take(size)
+            with lock:
+                running += 1
+                most = max(most, running)
+            with suppress(threading.BrokenBarrierError):
+                together.wait(0.3)
+            with lock:
+                running -= 1
+            raise ZeroDivisionError
+
+    with ThreadPoolExecutor(len(pixels)) as threads:
+        for done in [threads.submit(work, size) for size in pixels]:
+            done.result(WAIT_S)
+    assert most == side_by_side
+
+
+@pytest.fixture
+def host() -> PictureHost:
+    with picture_host() as host:
+        yield host
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Services:
+    settings = Settings(
+        bentoml_home=tmp_path / "bentoml", model_dir=tmp_path, threads=1, predict_max_s=2 * WAIT_S,
+        request_max_mb=0.01, allowed_hosts=("127.0.0.1",),
+    )  # fmt: skip
+    return build(settings)
+
+
+@pytest.fixture
+def app(services: Services) -> Flask:
+    return create_app(services)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/setup", "/webhook"])
+def test_a_body_may_have_so_many_megabytes(app: Flask, path: str) -> None:
+    """CELESTIAL_REQUEST_MAX_MB: more is refused with a sentence in the status line."""
+    client = app.test_client()
+    refused = client.post(path, data=b"x" * 20_000)
+    assert refused.status.startswith("413 A request may have 0.01 MB, and this one has more. Send fewer tasks at once")
+    assert client.post("/predict", json=TASKS | {"more": "x" * 9000}).status_code == 200
+
+
+def test_past_the_bounds_predictions_are_refused_and_all_else_is_answered(app: Flask, services: Services) -> None:
+    """503 with Retry-After and a sentence in the status line; /health, /setup and webhooks never see it."""
+    client = app.test_client()
+    with services.admission.place(MB):
+        refused = client.post("/predict", json=TASKS)
+        assert refused.status_code == 503
+        assert refused.status.startswith("503 Too many predictions are asked for at once: 1 with 1.0 MB are here")
+        assert int(refused.headers["Retry-After"]) > 0
+        assert client.get("/health").status_code == 200
+        assert client.post("/setup", json={"project": "7.1", "schema": label_config()}).status_code == 200
+        event = {"action": "ANNOTATION_CREATED", "project": {"id": 7}, "annotation": {}}
+        assert client.post("/webhook", json=event).status_code in (200, 201)
+    assert client.post("/predict", json=TASKS).status_code == 200
+
+
+def test_a_refused_request_holds_nothing(app: Flask, services: Services) -> None:
+    """Whatever comes of requests, bad ones included, all places are free again."""
+    client = app.test_client()
+    for body in (b"{", b"x" * 20_000, b"[]", b'{"tasks": 1}'):
+        for _ in range(LINE + 10):
+            assert client.post("/predict", data=body).status_code in (400, 413)
+    assert client.post("/predict", json=TASKS).status_code == 200
+    assert services.admission._requests == services.admission._bytes == 0
+
+
+def test_predictions_wait_for_their_turn(app: Flask, host: PictureHost, tmp_path: Path) -> None:
+    """With one of THREADS the second prediction is not begun before the first has ended, and /health is answered."""
+    begun, go_on = threading.Event(), threading.Event()
+    render("Mars", 1).save(tmp_path / "mars.png")
+    picture = (tmp_path / "mars.png").read_bytes()
+
+    def slow(handler: object) -> None:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(picture)
+
+    host.answers = {"/slow": slow, "/fast": picture}
+
+    def ask(client: FlaskClient, path: str) -> list[object]:
+        task = {"id": 1, "data": {"image": host.url + path}}
+        return client.post("/predict", json=TASKS | {"tasks": [task]}).json["results"]
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(ask, app.test_client(), "/slow")
+        assert begun.wait(60)
+        second = threads.submit(ask, app.test_client(), "/fast")
+        time.sleep(0.2)
+        assert [path for path, _ in host.requests] == ["/slow"]
+        assert app.test_client().get("/health").status_code == 200
+        go_on.set()
+        assert first.result(WAIT_S)[0]["result"] == second.result(WAIT_S)[0]["result"] != []
