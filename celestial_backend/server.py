@@ -21,13 +21,16 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
 from celestial_backend import logs
+from celestial_backend.admission import LINE
 from celestial_backend.app import create_app
+from celestial_backend.connections import Worker
 from celestial_backend.errors import CelestialError
 from celestial_backend.metrics import SHARED
 from celestial_backend.processes import lock, show_life
 from celestial_backend.settings import LOG_LEVELS, Settings
 from celestial_backend.wiring import build
 
+SPARE = 8  # threads that no prediction takes: for /health, /setup and /webhook
 STOP_S = 30  # seconds that running requests have to end after a stop signal
 AGAIN_S = 5.0  # a worker that ends is started anew no sooner than this after its last start
 COUNTS, LIFE = "celestial-metrics-", "life"  # folders of shared counts, and the lock that their servers hold
@@ -119,8 +122,8 @@ class _Server(BaseApplication):  # type: ignore[misc]
         self._told = {
             "bind": f"{host}:{settings.port}",
             "workers": settings.workers,
-            "worker_class": "gthread",
-            "threads": settings.threads,
+            "worker_class": Worker,
+            "threads": settings.threads + LINE + SPARE,
             "graceful_timeout": STOP_S,
             "timeout": 120,  # of silence from a worker's main thread, which no request ever blocks
             "reload": reload,

@@ -95,14 +95,16 @@ BATCH = ["/data/upload/1/01234567-mars.png"] * 300
 
 
 @pytest.mark.parametrize(("threads", "waits"), [("1", True), ("2", False)])
-def test_threads_answer_side_by_side(backends: Backends, originals: Path, threads: str, waits: bool) -> None:
-    """With one of THREADS /health waits for the batch before it, with two it does not."""
+def test_threads_predict_side_by_side(backends: Backends, originals: Path, threads: str, waits: bool) -> None:
+    """With one of THREADS a task waits for the batch before it, with two it does not; /health never waits."""
     server = backends(CELESTIAL_DATA_FOLDER=originals, THREADS=threads)
     server.predict(BATCH[:1])
     asking = threading.Thread(target=lambda: server.predict(BATCH))
     asking.start()
     time.sleep(0.2)
-    requests.get(f"{server.url}/health", timeout=60)
+    assert requests.get(f"{server.url}/health", timeout=60).status_code == 200
+    assert asking.is_alive()
+    server.predict(BATCH[:1])
     asking.join(0.5 if waits else 0)
     assert asking.is_alive() is not waits
     asking.join()
