@@ -263,7 +263,7 @@ def soak(minutes: float, folder: Path, workers: int) -> dict[str, Any]:
         load.stop()
         end = time.monotonic() - started
         log = backend.log_text()
-    for word in ("Traceback", " ERROR "):
+    for word in ("Traceback", " ERROR celestial_backend"):
         if word in log:
             record.problem(f"The backend's log holds {word.strip()}: {log[log.index(word) :][:300]}")
     steady = max(trained + 15, end / 4)

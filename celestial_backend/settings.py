@@ -174,7 +174,10 @@ class Settings:
         "CELESTIAL_IMAGE_MAX_MEGAPIXELS", _positive, 50.0, "Millions of pixels that one picture may have."
     )
     fetch_threads: int = setting(
-        "CELESTIAL_FETCH_THREADS", _count, 8, "Pictures that one process fetches and decodes side by side."
+        "CELESTIAL_FETCH_THREADS",
+        _count,
+        8,
+        "Pictures that one process fetches side by side for batches, and as many for single tasks.",
     )
     predict_max_s: float = setting(
         "CELESTIAL_PREDICT_MAX_S",
