@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -48,8 +49,9 @@ def all_behind_one(
         asked = []
         for number, batch in enumerate(batches, 1):
             asked.append(threads.submit(passes, batch))
-            while len(passes._waiting) < number and not settled():
-                pass
+            deadline = time.monotonic() + WAIT_S
+            while len(passes._waiting) < number and not settled() and time.monotonic() < deadline:
+                time.sleep(0.001)
         network.go_on.set()
         np.testing.assert_array_equal(first.result(WAIT_S), rows(2))
     return asked
