@@ -249,30 +249,35 @@ def soak(minutes: float, folder: Path, workers: int) -> dict[str, Any]:
         running.callback(load.stop)
         load.start()
         load.train()
-        trained, told = 0.0, 0.0
+        trained, told, began = 0.0, 0.0, False
         while (now := time.monotonic() - started) < minutes * 60:
-            for name, sample in look(server, started):
+            seen = dict(look(server, started))
+            for name, sample in seen.items():
                 record.processes[name].append(sample)
-            if not trained and version_of(backend, project) not in (before, None):
+            trains = any(name.startswith("trainer") for name in seen)
+            if began and not trains and not trained:
                 trained = now
-                say(f"{now:5.0f} s: the training is published")
+                say(f"{now:5.0f} s: the training has ended")
+            began = began or trains
             if now >= told + 60:
                 told = now
                 total = sum(sum(counts.values()) for counts in record.answers.values())
                 say(f"{now:5.0f} s: {total} answers, {len(record.problems)} problems")
             time.sleep(max(0.0, 1 - (time.monotonic() - started - now)))
-        load.stop()
         end = time.monotonic() - started
+        load.stop()
+        published = version_of(backend, project) not in (before, None)
         log = backend.log_text()
     for word in ("Traceback", " ERROR celestial_backend"):
         if word in log:
             record.problem(f"The backend's log holds {word.strip()}: {log[log.index(word) :][:300]}")
     steady = max(trained + 15, end / 4)
     if not trained or steady > 0.7 * end:
-        record.problem("The training was not published early enough to tell growth. Run it for more minutes.")
+        record.problem("The training did not end early enough to tell growth. Run it for more minutes.")
     return {
         "minutes": round(end / 60, 1),
         "trained_after_s": round(trained, 1),
+        "published": published,
         "answers": {kind: dict(counts) for kind, counts in record.answers.items()},
         "milliseconds": latencies(record, started, steady, end),
         "processes": growth(record, steady, end),
@@ -289,7 +294,8 @@ def version_of(backend: BackendServer, project: int) -> str | None:
 
 def tell(found: dict[str, Any]) -> None:
     """The figures for people, and the verdict."""
-    say(f"\n{found['minutes']} minutes; the training was published after {found['trained_after_s']} s\n")
+    say(f"\n{found['minutes']} minutes; the training ended after {found['trained_after_s']} s, "
+        f"{'and was published' if found['published'] else 'and nothing was published'}\n")
     say(f"{'request':14}{'answers':28}{'p50':>8}{'p95':>8}{'p99':>8}{'max':>9}   first and last p50, ms")
     for kind, counts in found["answers"].items():
         ms = found["milliseconds"][kind]
