@@ -29,9 +29,5 @@ link = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 909
 link.request('GET', '/health', headers={'Authorization': 'Basic ' + base64.b64encode(pair.encode()).decode()}); \
 raise SystemExit(link.getresponse().status != 200)"]
 
-# No --preload: TensorFlow hangs in a process that was forked after it was loaded.
-# On SIGTERM, running requests get the time that --graceful-timeout names.
-# The folder is where the processes share what /metrics tells.
-CMD ["sh", "-c", "exec gunicorn --bind \":${PORT:-9090}\" --workers \"${WORKERS:-1}\" --threads \"${THREADS:-8}\" \
---timeout 120 --graceful-timeout 30 --worker-tmp-dir /dev/shm --no-control-socket \
---env \"PROMETHEUS_MULTIPROC_DIR=$(mktemp -d)\" _wsgi:app"]
+# The worker is a service of its own. On SIGTERM, running requests get some time to end.
+CMD ["python", "_wsgi.py", "--no-worker"]

@@ -54,7 +54,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     except CelestialError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    worker = _TrainingWorker({**os.environ, **given})
+    worker = None if options.no_worker else _TrainingWorker({**os.environ, **given})
     with _shared_metrics():
         _Server(settings, options.host, worker, reload=options.debug).run()
     return 0
@@ -116,10 +116,10 @@ def _check(settings: Settings) -> None:
 class _Server(BaseApplication):  # type: ignore[misc]
     """gunicorn, told by our settings instead of by its command line."""
 
-    def __init__(self, settings: Settings, host: str, worker: _TrainingWorker, *, reload: bool) -> None:
+    def __init__(self, settings: Settings, host: str, worker: _TrainingWorker | None, *, reload: bool) -> None:
         self._settings = settings
         self._worker = worker
-        self._told = {
+        self._told: dict[str, Any] = {
             "bind": f"{host}:{settings.port}",
             "workers": settings.workers,
             "worker_class": Worker,
@@ -128,8 +128,9 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "timeout": 120,  # of silence from a worker's main thread, which no request ever blocks
             "reload": reload,
             "control_socket_disable": True,
-            "on_exit": lambda _: worker.stop(),
         }
+        if worker is not None:
+            self._told["on_exit"] = lambda _: worker.stop()
         super().__init__()
 
     def load_config(self) -> None:
@@ -141,7 +142,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         return _warm_app(self._settings)
 
     def run(self) -> None:
-        _Arbiter(self, self._worker).run()
+        (Arbiter(self) if self._worker is None else _Arbiter(self, self._worker)).run()
 
 
 class _Arbiter(Arbiter):  # type: ignore[misc]
@@ -192,6 +193,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--log-level", dest="LOG_LEVEL", choices=LOG_LEVELS, help="default: LOG_LEVEL or INFO")
     parser.add_argument("--model-dir", dest="MODEL_DIR", help="the state folder (default: MODEL_DIR or ./data)")
     parser.add_argument("--check", action="store_true", help="load the model first, and exit if that fails")
+    parser.add_argument("--no-worker", action="store_true", help="leave trainings to a worker that runs elsewhere")
     parser.add_argument("--basic-auth-user", dest="BASIC_AUTH_USER", help="user name that requests must carry")
     parser.add_argument("--basic-auth-pass", dest="BASIC_AUTH_PASS", help="password that requests must carry")
     options = parser.parse_args(argv)
