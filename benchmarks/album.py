@@ -1,4 +1,4 @@
-"""The pictures that are predicted: drawn ones of a camera's size, or a folder of real ones."""
+"""The pictures that are predicted: drawn ones of any size, or a folder of real ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -14,9 +15,9 @@ from PIL import Image
 
 from celestial_backend.renderer import BODIES, render
 
-SIZE_PX = (1024, 768)  # width, height
+SIZE_PX = (128, 128)  # width, height: what the default model was trained on
 SEED = 51
-GRAIN = 7.0  # grey levels: the noise of a sensor, which makes files of about 190 KB
+GRAIN = 7.0  # grey levels: the noise of a sensor; at 1024 x 768 it makes files of about 190 KB
 QUALITY = 90
 SMALL_PX = (128, 128)
 
@@ -68,21 +69,22 @@ def lay_out(folder: Path, paths: Sequence[Path]) -> Album:
     return Album(originals, data, names)
 
 
-def drawn(folder: Path, count: int) -> list[Path]:
-    """Drawn pictures of the bodies in turn; those that are there from an earlier run stay."""
+def drawn(folder: Path, count: int, size_px: tuple[int, int] = SIZE_PX) -> list[Path]:
+    """Drawn pictures of the bodies in turn, width and height given; those that are there from an earlier run stay."""
+    folder = folder / "x".join(map(str, size_px))
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:04}.jpg" for number in range(count)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(_draw, [path for path in paths if not path.exists()]))
+        list(pool.map(partial(_draw, size_px), [path for path in paths if not path.exists()]))
     return paths
 
 
-def _draw(path: Path) -> None:
+def _draw(size_px: tuple[int, int], path: Path) -> None:
     number = int(path.stem)
     body = render(BODIES[number % len(BODIES)], (SEED, number), 512)
-    width, height = SIZE_PX
-    picture = Image.new("RGB", SIZE_PX)
-    picture.paste(body.resize((height, height), Image.Resampling.BICUBIC), ((width - height) // 2, 0))
+    (width, height), side = size_px, min(size_px)
+    picture = Image.new("RGB", size_px)
+    picture.paste(body.resize((side, side), Image.Resampling.BICUBIC), ((width - side) // 2, (height - side) // 2))
     grain = np.random.default_rng((SEED, number)).normal(0, GRAIN, (height, width, 1))
     grainy = np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8)
     part = path.with_suffix(f".part-{os.getpid()}")

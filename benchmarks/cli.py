@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from benchmarks.album import drawn, lay_out
+from benchmarks.album import SIZE_PX, drawn, lay_out
 from benchmarks.batch import batch
 from benchmarks.bench import QUICK, Bench, Sizes
 from benchmarks.chart import chart
@@ -55,6 +55,8 @@ class _Command(click.Command):
     "--pictures", type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of real pictures in place of drawn ones.",
 )  # fmt: skip
+@click.option("--size", type=(click.IntRange(1), click.IntRange(1)), default=SIZE_PX, metavar="WIDTH HEIGHT",
+              show_default=True, help="Pixels of the drawn pictures.")  # fmt: skip
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("benchmarks/results"),
     show_default=True, help="Folder for the JSON and the picture.",
@@ -63,7 +65,15 @@ class _Command(click.Command):
     "--table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Only print the Markdown table of an earlier run's JSON.",
 )  # fmt: skip
-def main(parts: tuple[str, ...], pictures: Path | None, output: Path, table: Path | None, *, quick: bool) -> None:
+def main(
+    parts: tuple[str, ...],
+    pictures: Path | None,
+    size: tuple[int, int],
+    output: Path,
+    table: Path | None,
+    *,
+    quick: bool,
+) -> None:
     """
     Measure this backend beside two others and the limit; all PARTS, or some.
 
@@ -76,7 +86,7 @@ def main(parts: tuple[str, ...], pictures: Path | None, output: Path, table: Pat
     sizes = QUICK if quick else Sizes()
     folder = Path(tempfile.mkdtemp(prefix="celestial-benchmarks-"))
     try:
-        results = _measure(folder, sizes, pictures, parts or tuple(PARTS))
+        results = _measure(folder, sizes, pictures, size, parts or tuple(PARTS))
     except CelestialError as error:
         click.echo(f"{error}\nThe logs of this run are kept in {folder}.", err=True)
         sys.exit(error.exit_code)
@@ -93,15 +103,18 @@ def main(parts: tuple[str, ...], pictures: Path | None, output: Path, table: Pat
     click.echo(f"Written: {output / name}.json and .svg", err=True)
 
 
-def _measure(folder: Path, sizes: Sizes, pictures: Path | None, parts: tuple[str, ...]) -> dict[str, Any]:
+def _measure(
+    folder: Path, sizes: Sizes, pictures: Path | None, size: tuple[int, int], parts: tuple[str, ...]
+) -> dict[str, Any]:
     def say(text: str) -> None:
         click.echo(text, err=True)
 
     if pictures is None:
         say(f"Drawing {sizes.pictures} pictures, once")
-        paths = drawn(cache_folder() / "benchmark-pictures", sizes.pictures)
+        paths = drawn(cache_folder() / "benchmark-pictures", sizes.pictures, size)
     else:
-        paths = pictures_of(pictures)[: sizes.pictures]
+        found = pictures_of(pictures)
+        paths = found[:: max(1, len(found) // sizes.pictures)][: sizes.pictures]  # of every folder some
     bench = Bench(folder, sizes, lay_out(folder, paths), say)
     bench.fill_store()
     results: dict[str, Any] = {"about": _machine() | {"pictures": bench.album.about(), "parts": list(parts)}}
