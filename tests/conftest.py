@@ -28,14 +28,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, because they share fixtures; all with Label Studio, because there is one."""
-    for item in items:
-        with_label_studio = "label_studio" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("label-studio" if with_label_studio else item.path.stem))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No setting of the person who runs the tests reaches them; some libraries read theirs at import."""
@@ -105,7 +97,7 @@ def _no_name_service(getaddrinfo: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
-    """The one real Label Studio of the session."""
+    """The one real Label Studio of this process of the session."""
     from label_studio import LabelStudioServer
 
     server = LabelStudioServer(tmp_path_factory.mktemp("label-studio"))
