@@ -136,7 +136,7 @@ def test_prelabel_sends_nothing_that_a_full_disk_forgets(one_task: Any, small_di
     (small_disk / "work").mkdir()
     filler = fill(small_disk)
     run, tasks = one_task(small_disk)
-    with pytest.raises(StateError, match=r"cannot be written \(No space left on device\). Check that this user"):
+    with pytest.raises(StateError, match=r"cannot be written \(No space left on device\). See that its folder"):
         run.run()
     assert tasks.sent == []
     filler.unlink()
@@ -165,7 +165,7 @@ def test_prelabel_waits_no_longer_because_the_clock_was_moved_back(
     monkeypatch.setattr(bulk, "LOOK_S", 0.1)
     (tmp_path / "state" / "work").mkdir()
     killed, _ = one_task(tmp_path / "state")
-    killed._note_import(7)  # and then nothing more
+    killed._outbox.note(killed.summary.version, 7)  # and then nothing more
     real, started = time.time, time.monotonic()
     back = started if moved == "before" else started + 0.3
     monkeypatch.setattr(time, "time", lambda: real() - (3600 if time.monotonic() >= back else 0))
