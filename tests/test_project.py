@@ -300,7 +300,7 @@ def test_garbage_is_said(host: PictureHost, answer: bytes) -> None:
     """Whatever answers in Label Studio's place: a sentence that names the place, never another error."""
     host.other = answer if answer in GARBAGE else lambda handler: handler.wfile.write(answer)
     subject = connect(host.url, LEGACY, 7, patience_s=0)
-    pending = PendingTasks(subject._studio, "7", "v", [], exact=True)
+    pending = PendingTasks(subject._studio, "7", "v", exact=True)
     pending._patience_s = 0
     calls = (subject.label_config, lambda: list(subject.labelled_tasks()), lambda: subject.labels_since(None),
              lambda: pending.count(), lambda: pending.still([1]))  # fmt: skip
