@@ -238,7 +238,7 @@ def test_an_older_label_studio_is_not_asked_for_ever(monkeypatch: pytest.MonkeyP
     """One that knows no children of conditions gives the first page again and again; that ends with a sentence."""
     tasks = [SimpleNamespace(id=number, data={}, predictions=[], total_annotations=0) for number in (1, 2)]
     page = SimpleNamespace(items=tasks, response=SimpleNamespace(total=9))
-    monkeypatch.setattr(PendingTasks, "_listed", lambda *_: page)
+    monkeypatch.setattr(PendingTasks, "_listed", lambda *rest: rest[-1](page))
     pages = PendingTasks(Studio(Settings()), "1", "m:1", Conditions(({}, {}), either=True), exact=True).pages(2)
     assert len(next(pages)) == 2
     with pytest.raises(StudioError, match="Run once for each"):
@@ -328,7 +328,7 @@ def test_a_connected_backend_goes_with_the_predictions(
 def test_what_cannot_be_written_down_is_a_sentence(tmp_path: Path) -> None:
     """Neither a full disk nor a folder of another user ends a run with a stack trace."""
     (tmp_path / "file").touch()
-    nowhere = tmp_path / "file" / "prelabel-1.sent"
+    nowhere = tmp_path / "file" / "work" / "prelabel-1.sent"
     for write in (lambda: Outbox(nowhere).note("m:1", 1), lambda: FailureList(nowhere).add(1, "no picture")):
         with pytest.raises(StateError, match=r"prelabel-1\.sent cannot be written \(Not a directory\)"):
             write()
