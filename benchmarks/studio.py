@@ -30,14 +30,13 @@ def studio(bench: Bench) -> dict[str, Any]:
         addresses = [uploaded[number % len(uploaded)] for number in range(count)]
         _note(bench, found, "serving_s", label_studio.serving(addresses, Settings().fetch_threads))
         with constant(bench) as instant, ours(bench, **disk) as near, ours(bench, **http) as far:
-            near.ready()
-            far.until_setup()
+            for backend in (near, far):
+                backend.until_setup()
+                backend.predict(addresses[:1])
             ways = {"constant": instant.url, "disk": near.url, "http": far.url}
             for number in range(bench.sizes.studio_rounds):
                 for way, url in ways.items():
                     project = label_studio.project(f"{way} {number}", addresses, url)
-                    if way == "http" and not number:
-                        far.predict(addresses[:1])
                     _note(bench, found, f"{way}_s", label_studio.retrieve(project))
                     label_studio.see_predictions(project, count)
             for way, settings in (("prelabel_disk", disk), ("prelabel_http", http)):
