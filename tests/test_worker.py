@@ -256,7 +256,7 @@ def test_a_redis_that_is_away_delays_and_loses_nothing(on_redis: Place, redis_se
     redis_server.kill()
     started = time.monotonic()
     job = on_redis.request()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4
     workers.append(on_redis.worker())
     time.sleep(3)  # in which they ask in vain
     assert on_redis.job(job).state == WAITING
@@ -282,7 +282,7 @@ def test_a_redis_that_hangs_does_not_hold_up_a_request(on_redis: Place, redis_se
         for _ in range(10):
             started = time.monotonic()
             on_redis.request()
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 4  # by itself the client waits for ever
     finally:
         redis_server.process.send_signal(signal.SIGCONT)
     assert on_redis.ledger.jobs()[0].requests == 11
