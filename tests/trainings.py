@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 from backend_server import REPOSITORY, ServerProcess, plain_environ
 
+from celestial_backend.errors import StateError
 from celestial_backend.ledger import Job
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import build
@@ -46,7 +47,14 @@ class Place:
         return self.workers[-1]
 
     def request(self, project: str = "3") -> str:
-        return str(self.jobs.request(project)["job"])
+        """Ask for a training as a person does: again, where a busy machine kept the list of jobs locked."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return str(self.jobs.request(project)["job"])
+            except StateError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
 
     def job(self, job_id: str) -> Job:
         found = self.ledger.job(job_id)
