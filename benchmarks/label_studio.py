@@ -17,14 +17,7 @@ import requests
 from benchmarks.bench import Bench, BenchmarkError
 from benchmarks.packages import cache_folder
 from benchmarks.tasks import LABEL_CONFIG
-from celestial_backend.demo_servers import (
-    HOST,
-    Server,
-    free_port,
-    label_studio_program,
-    plain_environ,
-    refused_networks,
-)
+from celestial_backend.demo_servers import HOST, Server, free_port, label_studio_program, start_label_studio
 from celestial_backend.linking import create_project, register, tasks_of
 from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio
@@ -44,26 +37,9 @@ class LabelStudio(Server):
         self.port, self.token = free_port(), secrets.token_hex(20)
         self.url = f"http://{HOST}:{self.port}"
         self.uploads = place / "data"
-        self.uploads.mkdir()
         self.studio = Studio(Settings(label_studio_url=self.url, label_studio_api_key=self.token))
-        program = _program(bench)
-        own = {
-            "LABEL_STUDIO_BASE_DATA_DIR": str(self.uploads),
-            "LABEL_STUDIO_HOST": self.url,
-            "LABEL_STUDIO_USERNAME": "benchmark@example.com",
-            "LABEL_STUDIO_PASSWORD": secrets.token_urlsafe(12),
-            "LABEL_STUDIO_USER_TOKEN": self.token,
-            "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
-            "USE_DEFAULT_BANNED_SUBNETS": "false",
-            "USER_ADDITIONAL_BANNED_SUBNETS": refused_networks(),
-            "COLLECT_ANALYTICS": "false",
-            "LATEST_VERSION_CHECK": "false",
-            "SENTRY_DSN": "",
-            "FRONTEND_SENTRY_DSN": "",
-            "FEATURE_FLAGS_OFFLINE": "true",
-        }
-        command: list[str | Path] = [program, "start", "--no-browser", "--internal-host", HOST]
-        self.start([*command, "--port", str(self.port)], plain_environ() | own, place)
+        account = {"user": "benchmark@example.com", "password": secrets.token_urlsafe(12), "token": self.token}
+        start_label_studio(self, _program(bench), self.port, self.uploads, account)
 
     def __enter__(self) -> Self:
         try:
