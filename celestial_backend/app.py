@@ -123,13 +123,28 @@ def _check(services: Services) -> Any:
     if request.path == "/webhook":
         body["project"] = {"label_config": ""} | body["project"] | {"id": int(body["project"]["id"])}
     if request.path == "/predict":
-        body["params"] = {"context": (body.get("params") or {}).get("context")}
+        asked_at = g.started - _waited(services.settings.predict_max_s)
+        body["params"] = {"context": (body.get("params") or {}).get("context"), "asked_at": asked_at}
     if request.path == "/setup":
         body["project"] = body.get("project") or ""
         project = project_id(body["project"])
         services.jobs.know(project)
         services.predictor.check(body["schema"], project)
     return None
+
+
+def _waited(most_s: float) -> float:
+    """
+    Seconds since a proxy got the request, as its ``X-Request-Start`` says; 0 without one.
+
+    What another backend broke off and this one repeats still has to be answered while Label Studio waits.
+    More than `most_s` or less than 0 is a clock that is wrong, and tells nothing.
+    """
+    try:
+        seconds = time.time() - float(request.headers.get("X-Request-Start", "").removeprefix("t="))
+    except ValueError:
+        return 0.0
+    return seconds if 0 <= seconds <= most_s else 0.0
 
 
 def _body(settings: Settings) -> Any:

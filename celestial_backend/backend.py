@@ -23,23 +23,26 @@ class CelestialBodiesBackend(StatelessModel):
         """A value of this request; ``model_version`` is the live tag, asked for anew each time."""
         return self.services.store.live_tag(self.project_id) if key == "model_version" else super().get(key)
 
-    def predict(self, tasks: list[Any], context: dict[str, Any] | None = None, **_: Any) -> list[Any]:
+    def predict(
+        self, tasks: list[Any], context: dict[str, Any] | None = None, asked_at: float | None = None, **_: Any
+    ) -> list[Any]:
         """
         As many answers as tasks, in their order: a prediction, or ``[]`` for a task that failed.
 
         Args:
             tasks: As Label Studio sends them.
             context: What interactive annotation sends; not used.
+            asked_at: On the monotonic clock, when Label Studio began to wait; now if None.
 
         Raises:
             LabelConfigError, ModelError: Nothing can be predicted; the whole request fails.
             BusyError: Its turn did not come while there was time to do anything.
         """
         del context
-        started, seconds = time.monotonic(), self.services.settings.predict_max_s
-        with self.services.admission.turn(len(tasks), started + seconds / 2):
-            config, deadline = self.get("label_config") or "", started + seconds
-            return self.services.predictor.predict(tasks, config, deadline, self.project_id)
+        now = time.monotonic()
+        deadline = (now if asked_at is None else asked_at) + self.services.settings.predict_max_s
+        with self.services.admission.turn(len(tasks), (now + deadline) / 2):
+            return self.services.predictor.predict(tasks, self.get("label_config") or "", deadline, self.project_id)
 
     def fit(self, event: str, data: dict[str, Any], **_: Any) -> dict[str, Any]:
         """

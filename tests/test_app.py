@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -508,6 +509,30 @@ def test_a_batch_is_answered_in_time_with_what_is_done(
     assert [bool(one) for one in results[:4]] == [True, False, True, False]
     assert results[4:] == [[]] * 10
     assert any("12 tasks were not reached in time" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("told", "hurries"),
+    [("t={:.3f}", True), ("{:.3f}", True), ("t=9{:.3f}", False), ("t=-{:.3f}", False), ("t=nan", False)],
+)
+def test_a_request_that_a_proxy_repeats_is_answered_while_label_studio_waits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, told: str, hurries: bool
+) -> None:
+    """The time counts from `X-Request-Start`; what cannot be a time of now tells nothing."""
+    read, stuck = ImageReader.read, threading.Event()
+
+    def slow(self: ImageReader, value: Any, *more: Any) -> Any:
+        if "Jupiter" in value:
+            stuck.wait(2.5)
+        return read(self, value, *more)
+
+    monkeypatch.setattr(ImageReader, "read", slow)
+    client = create_app(build(replace(settings, predict_max_s=60.0))).test_client()
+    predict(client, tasks_of(["Mars"]))  # loads the model
+    client.environ_base["HTTP_X_REQUEST_START"] = told.format(time.time() - 58.5)
+    results = predict(client, tasks_of(["Mars", "Jupiter"])).json["results"]
+    stuck.set()
+    assert [bool(one) for one in results] == [True, not hurries]
 
 
 def test_each_request_leaves_one_line_with_counts(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -106,6 +106,21 @@ def test_a_backend_that_breaks_off_costs_nothing(nginx: NginxServer, hosts: Host
     assert sum(hosts.asked) == 8
 
 
+def test_who_is_asked_second_knows_when_the_first_was(nginx: NginxServer, hosts: Hosts) -> None:
+    """Label Studio waits from then on."""
+
+    def break_off_late(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.5)
+        break_off(handler)
+
+    hosts[0].answers["/predict"] = break_off_late
+    before = time.time()
+    assert ask(nginx, "/predict").status_code == 200
+    ((_, first),), ((_, second),) = (host.requests for host in hosts if host.requests)
+    assert first["X-Request-Start"] == second["X-Request-Start"]
+    assert before - 0.01 <= float(first["X-Request-Start"].removeprefix("t=")) <= before + 0.4
+
+
 def test_a_backend_that_is_gone_costs_nothing(start: Callable[..., NginxServer], hosts: Hosts) -> None:
     """Where nobody listens, and where nothing answers a connection as on a machine without power."""
     with socket.socket() as deaf, socket.socket() as first, socket.socket() as second:
