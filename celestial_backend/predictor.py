@@ -44,7 +44,7 @@ class Predictor:
         self._pool = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="picture")
         # Somebody who labels waits for a single task; its picture never queues behind those of batches.
         self._single = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="single")
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[int] = set()
 
     def check(self, label_config: str, project: str = "") -> None:
         """
@@ -63,10 +63,11 @@ class Predictor:
             logger.info("The classes of %s are not known before it is loaded; the label config is not checked", tag)
             return
         choices = ChoiceMap.from_config(label_config, classes)
-        if (tag, label_config) not in self._told:
+        told = hash((tag, label_config))
+        if told not in self._told:
             if len(self._told) >= TOLD_MAX:
                 self._told.clear()
-            self._told.add((tag, label_config))
+            self._told.add(told)
             for warning in choices.warnings:
                 logger.warning("%s", warning)
 
