@@ -162,7 +162,7 @@ class Settings:
         "CELESTIAL_ALLOWED_HOSTS",
         _hosts,
         (),
-        "Private hosts that pictures may come from: names, addresses or networks, separated by commas.",
+        "Private hosts that may give pictures: names (`name:port` too), addresses or networks, separated by commas.",
     )
     image_timeout_s: float = setting(
         "CELESTIAL_IMAGE_TIMEOUT_S", _positive, 20.0, "Seconds that fetching one picture may take."
@@ -191,7 +191,12 @@ class Settings:
         100.0,
         "Megabytes that a request may have; no more predictions are let in while those that are here have as many.",
     )
-    batch_size: int = setting("CELESTIAL_BATCH_SIZE", _count, 64, "Pictures in one forward pass.")
+    batch_size: int = setting(
+        "CELESTIAL_BATCH_SIZE",
+        _count,
+        64,
+        "Tasks in one forward pass; requests with more get half of the `THREADS` at most.",
+    )
     redis_url: str | None = setting(
         "REDIS_URL", _redis, None, "A Redis that holds the queue, in place of a file in the state folder.", repr=False
     )
@@ -209,7 +214,7 @@ class Settings:
         "CELESTIAL_KEEP_MODELS",
         _count,
         5,
-        "Trained models that are kept for a project; the live one and its parents are kept beyond that.",
+        "Newest trained models that are kept for a project; the live one and its parents are kept in any case.",
     )
 
     @classmethod
