@@ -12,7 +12,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, quote, unquote, unquote_to_bytes, urlsplit
 
@@ -74,70 +76,76 @@ class ImageReader:
             ImageError: The value names no picture at all.
             StudioError: Label Studio's token could not be renewed.
         """
-        try:
+        with _told(value):
             with self._metrics.stage(FETCH):
-                data = self._bytes(value, task_id)
-            with self._metrics.stage(DECODE):
-                return decode(data, self._settings.image_max_megapixels * 1e6, take)
-        except ImageError as error:
-            raise type(error)(f"The picture {shown(value)} cannot be used: {error}") from error
+                data = self._near(value)
+                if data is None:
+                    data = self._fetched(value, task_id)
+            return self._decoded(data, take)
+
+    def read_near(self, value: object, take: Callable[[int], None] | None = None) -> Image.Image | None:
+        """
+        The same for a picture in the task itself or on a disk here; None for one that has to be fetched.
+
+        Raises:
+            ImageError: As `read`.
+        """
+        started = time.perf_counter()
+        with _told(value):
+            data = self._near(value)
+            if data is None:
+                return None
+            self._metrics.took(FETCH, time.perf_counter() - started)
+            return self._decoded(data, take)
 
     def close(self) -> None:
         """Close the connections and forget which hosts were silent; reading again opens new ones."""
         self._downloader.close()
 
-    def _bytes(self, value: object, task_id: int | None) -> bytes:
-        if not isinstance(value, str) or not value.strip():
-            raise ImageError(f"{KINDS}. Name one in the task.")
-        value = value.strip()
-        if value[:5].lower() == "data:":
-            return _data_uri(value, self._max_mb)
-        try:
-            value.encode()  # half a surrogate pair is fine JSON, and no name of anything
-            parts = urlsplit(value)
-        except ValueError as error:
-            raise ImageError("its address must be a valid one, and is not. Correct the task.") from error
-        if parts.scheme in CLOUDS:
-            return self._cloud(value, task_id)
-        if (not parts.scheme and not parts.netloc) or self._downloader.is_studio(value):
-            data = self._from_studio(parts)
-            if data is not None:
-                return data
-        if parts.scheme in ("http", "https"):
-            return self._downloader.get(value)
-        raise ImageError(f"{KINDS}; this is none of them. Correct the task.")
-
-    def _from_studio(self, parts: SplitResult) -> bytes | None:
-        """The bytes of a path that Label Studio serves pictures under; None for any other path."""
+    def _near(self, value: object) -> bytes | None:
+        """The bytes of what is here; None for what must be fetched, or cannot be read here."""
+        text = _text(value)
+        if text[:5].lower() == "data:":
+            return _data_uri(text, self._max_mb)
+        parts = _parts(text)
+        if not self._is_studio(text, parts):
+            return None
         if upload := UPLOAD.fullmatch(parts.path):
             return self._upload(split_inside(unquote(upload["path"])))
         if LOCAL.fullmatch(parts.path):
-            named = parse_qs(parts.query).get("d", [""])[0]
-            return self._local_file(split_inside(named))
-        if resolve := RESOLVE.fullmatch(parts.path):
-            return self._get(f"/{resolve['path']}?{parts.query}")
+            return self._local_file(split_inside(_named(parts)))
         return None
 
-    def _upload(self, path: tuple[str, ...]) -> bytes:
-        """An upload: from Label Studio's disk, from the folder of originals, or over HTTP."""
+    def _fetched(self, value: object, task_id: int | None) -> bytes:
+        text = _text(value)
+        parts = _parts(text)
+        if parts.scheme in CLOUDS:
+            return self._cloud(text, task_id)
+        if self._is_studio(text, parts) and (path := _served(parts)):
+            return self._get(path)
+        if parts.scheme in ("http", "https"):
+            return self._downloader.get(text)
+        raise ImageError(f"{KINDS}; this is none of them. Correct the task.")
+
+    def _decoded(self, data: bytes, take: Callable[[int], None] | None) -> Image.Image:
+        with self._metrics.stage(DECODE):
+            return decode(data, self._settings.image_max_megapixels * 1e6, take)
+
+    def _is_studio(self, text: str, parts: SplitResult) -> bool:
+        return not (parts.scheme or parts.netloc) or self._downloader.is_studio(text)
+
+    def _upload(self, path: tuple[str, ...]) -> bytes | None:
+        """An upload from Label Studio's disk, or from the folder of originals."""
         folder = self._settings.label_studio_data
         for place in (folder / "media" / "upload", folder / "upload") if folder else ():
             data = read_inside(place, path, "CELESTIAL_LABEL_STUDIO_DATA", self._max_mb)
             if data is not None:
                 return data
-        if self._originals is not None:
-            data = self._originals.read(path)
-            if data is not None:
-                return data
-        return self._get("/data/upload/" + quote("/".join(path)))
+        return self._originals.read(path) if self._originals is not None else None
 
-    def _local_file(self, path: tuple[str, ...]) -> bytes:
+    def _local_file(self, path: tuple[str, ...]) -> bytes | None:
         folder: Path | None = self._settings.local_files_root
-        if folder is not None:
-            data = read_inside(folder, path, "LOCAL_FILES_DOCUMENT_ROOT", self._max_mb)
-            if data is not None:
-                return data
-        return self._get("/data/local-files/?d=" + quote("/".join(path)))
+        return read_inside(folder, path, "LOCAL_FILES_DOCUMENT_ROOT", self._max_mb) if folder is not None else None
 
     def _cloud(self, uri: str, task_id: int | None) -> bytes:
         if task_id is None:
@@ -154,6 +162,44 @@ class ImageReader:
                 " LABEL_STUDIO_API_KEY."
             )
         return self._downloader.get(self._studio.url + path)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ImageError(f"{KINDS}. Name one in the task.")
+    return value.strip()
+
+
+def _parts(text: str) -> SplitResult:
+    try:
+        text.encode()  # half a surrogate pair is fine JSON, and no name of anything
+        return urlsplit(text)
+    except ValueError as error:
+        raise ImageError("its address must be a valid one, and is not. Correct the task.") from error
+
+
+def _served(parts: SplitResult) -> str | None:
+    """The address under which Label Studio serves a path of its own; None for a path that holds no picture."""
+    if upload := UPLOAD.fullmatch(parts.path):
+        return "/data/upload/" + quote("/".join(split_inside(unquote(upload["path"]))))
+    if LOCAL.fullmatch(parts.path):
+        return "/data/local-files/?d=" + quote("/".join(split_inside(_named(parts))))
+    if resolve := RESOLVE.fullmatch(parts.path):
+        return f"/{resolve['path']}?{parts.query}"
+    return None
+
+
+def _named(parts: SplitResult) -> str:
+    return parse_qs(parts.query).get("d", [""])[0]
+
+
+@contextmanager
+def _told(value: object) -> Iterator[None]:
+    """What is wrong with a picture, told with its name."""
+    try:
+        yield
+    except ImageError as error:
+        raise type(error)(f"The picture {shown(value)} cannot be used: {error}") from error
 
 
 def shown(value: object) -> str:

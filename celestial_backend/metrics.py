@@ -58,7 +58,11 @@ class Metrics:
         try:
             yield
         finally:
-            self._counters.stages[name].observe(time.perf_counter() - started)
+            self.took(name, time.perf_counter() - started)
+
+    def took(self, name: str, seconds: float) -> None:
+        """Count what was timed elsewhere, for one of `STAGES`."""
+        self._counters.stages[name].observe(seconds)
 
     def page(self, live: Mapping[str, str], jobs: Mapping[str, int] | None) -> bytes:
         """

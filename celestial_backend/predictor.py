@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from celestial_backend.admission import Bench
 from celestial_backend.classifier import Classifier
@@ -41,7 +43,9 @@ class Predictor:
         self._metrics = metrics
         self._batch_size = settings.batch_size
         self._bench = Bench(settings)
-        self._pool = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="picture")
+        # A picture that is here wants a core, and no thread but one; those that are fetched wait elsewhere.
+        self._near = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="picture")
+        self._far = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="fetched")
         # Somebody who labels waits for a single task; its picture never queues behind those of batches.
         self._single = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="single")
         self._told: set[int] = set()
@@ -118,35 +122,45 @@ class Predictor:
 
     def _prepared(
         self, tasks: Sequence[Any], classifier: Classifier, choices: ChoiceMap, deadline: float
-    ) -> Iterator[tuple[Sequence[Any], list[Future[Inputs]]]]:
+    ) -> Iterator[tuple[Sequence[Any], list[Future[Any]]]]:
         """Chunks of tasks with their pictures; the next chunk is read while one is predicted."""
         chunks = [tasks[i : i + self._batch_size] for i in range(0, len(tasks), self._batch_size)]
-        waiting: list[tuple[Sequence[Any], list[Future[Inputs]]]] = []
-        pool = self._single if len(tasks) == 1 else self._pool
+        waiting: list[tuple[Sequence[Any], list[Future[Any]]]] = []
+        single = len(tasks) == 1
+        pool, work = (self._single, self._inputs) if single else (self._near, self._near_or_fetched)
         for chunk in chunks:
             if time.monotonic() >= deadline:
                 break
-            waiting.append((chunk, [pool.submit(self._inputs, task, classifier, choices) for task in chunk]))
+            waiting.append((chunk, [pool.submit(work, task, classifier, choices) for task in chunk]))
             if len(waiting) == 2:
                 yield waiting.pop(0)
         yield from waiting
 
-    def _inputs(self, task: Any, classifier: Classifier, choices: ChoiceMap) -> Inputs:
-        data = task.get("data") if isinstance(task, Mapping) else None
-        if not isinstance(data, Mapping):
-            raise RequestError("A task must be an object with an object \"data\", as Label Studio sends it.")
-        return {key: self._input(choices.value_of(data, key), _id(task), classifier) for key in choices.data_keys}
+    def _near_or_fetched(self, task: Any, classifier: Classifier, choices: ChoiceMap) -> Inputs | Future[Inputs]:
+        inputs = {}
+        for key, value in _values(task, choices):
+            with self._bench.room() as room:
+                picture = self._images.read_near(value, room.take)
+                if picture is None:
+                    return self._far.submit(self._inputs, task, classifier, choices)
+                inputs[key] = self._input(picture, classifier)
+        return inputs
 
-    def _input(self, value: object, task_id: int | None, classifier: Classifier) -> NDArray[np.float32]:
-        with self._bench.room() as room:
-            picture = self._images.read(value, task_id, room.take)
-            with self._metrics.stage(PREPARE):
-                return classifier.prepare(picture)
+    def _inputs(self, task: Any, classifier: Classifier, choices: ChoiceMap) -> Inputs:
+        inputs = {}
+        for key, value in _values(task, choices):
+            with self._bench.room() as room:
+                inputs[key] = self._input(self._images.read(value, _id(task), room.take), classifier)
+        return inputs
+
+    def _input(self, picture: Image.Image, classifier: Classifier) -> NDArray[np.float32]:
+        with self._metrics.stage(PREPARE):
+            return classifier.prepare(picture)
 
     def _answers(
         self,
         chunk: Sequence[Any],
-        inputs: list[Future[Inputs]],
+        inputs: list[Future[Any]],
         classifier: Classifier,
         choices: ChoiceMap,
         deadline: float,
@@ -175,11 +189,14 @@ class Predictor:
         with self._metrics.stage(MODEL):
             return classifier.probabilities(np.concatenate(rows))
 
-    def _result_of(self, task: Any, future: Future[Inputs], deadline: float, on_failure: OnFailure | None) -> Any:
+    def _result_of(self, task: Any, future: Future[Any], deadline: float, on_failure: OnFailure | None) -> Any:
         """A task's prepared pictures; ``[]``, and a line in the log, where they could not be had; or `LATE`."""
         name = "without an id" if _id(task) is None else _id(task)
+        prepared: Any = future
         try:
-            return future.result(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+            while isinstance(prepared, Future):
+                future = prepared
+                prepared = future.result(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             future.cancel()
             return LATE
@@ -191,7 +208,17 @@ class Predictor:
             self._metrics.failure("task", type(error).__name__)
             if on_failure is not None:
                 on_failure(name, f"unexpected {type(error).__name__}; the log has more")
+        else:
+            return prepared
         return []
+
+
+def _values(task: Any, choices: ChoiceMap) -> Iterator[tuple[str, object]]:
+    """The values of a task that name pictures, by data key."""
+    data = task.get("data") if isinstance(task, Mapping) else None
+    if not isinstance(data, Mapping):
+        raise RequestError("A task must be an object with an object \"data\", as Label Studio sends it.")
+    return ((key, choices.value_of(data, key)) for key in choices.data_keys)
 
 
 def _id(task: Any) -> int | None:

@@ -461,10 +461,10 @@ def test_batch_size_bounds_the_forward_pass(settings: Settings, monkeypatch: pyt
         assert sizes == expected
 
 
-def test_fetch_threads_bound_the_pictures_read_at_once(
+def test_fetch_threads_bound_the_pictures_fetched_at_once(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CELESTIAL_FETCH_THREADS pictures are read side by side, and no more."""
+    """CELESTIAL_FETCH_THREADS pictures are fetched side by side, and no more."""
     running, most, lock = 0, 0, threading.Lock()
     enough = threading.Event()
 
@@ -477,7 +477,8 @@ def test_fetch_threads_bound_the_pictures_read_at_once(
             running -= 1
         return render("Mars", 21)
 
-    monkeypatch.setattr("celestial_backend.images.ImageReader.read", read)
+    monkeypatch.setattr(ImageReader, "read_near", lambda *_: None)
+    monkeypatch.setattr(ImageReader, "read", read)
     for threads in (1, 3):
         most = 0
         client = create_app(build(replace(settings, fetch_threads=threads))).test_client()
@@ -497,8 +498,9 @@ def test_a_batch_is_answered_in_time_with_what_is_done(
             stuck.wait(30)
         return read(self, value, *more)
 
+    monkeypatch.setattr(ImageReader, "read_near", lambda *_: None)
     monkeypatch.setattr(ImageReader, "read", slow)
-    client = create_app(build(replace(settings, predict_max_s=1.0, batch_size=4, fetch_threads=2))).test_client()
+    client = create_app(build(replace(settings, predict_max_s=1.0, batch_size=4))).test_client()
     predict(client, tasks_of(["Mars"]))  # loads the model
     try:
         with caplog.at_level(logging.WARNING):
@@ -506,9 +508,9 @@ def test_a_batch_is_answered_in_time_with_what_is_done(
     finally:
         stuck.set()
     assert len(results) == 14
-    assert [bool(one) for one in results[:4]] == [True, False, True, False]
-    assert results[4:] == [[]] * 10
-    assert any("12 tasks were not reached in time" in record.getMessage() for record in caplog.records)
+    assert [bool(one) for one in results[:8]] == [True, False, True, False, True, False, True, True]
+    assert results[8:] == [[]] * 6, "two batches were read already, the third is not begun"
+    assert any("9 tasks were not reached in time" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize(
