@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,7 @@ def _shared_metrics() -> Iterator[None]:
 
     Where the process was killed, the next start removes it, once no process of that server lives.
     """
-    for left in Path(tempfile.gettempdir()).glob(f"{COUNTS}*"):
+    for left in filter(_is_own_folder, Path(tempfile.gettempdir()).glob(f"{COUNTS}*")):
         with suppress(CelestialError), lock(left / LIFE) as ours:
             if ours is not None:
                 shutil.rmtree(left, ignore_errors=True)
@@ -96,6 +97,15 @@ def _shared_metrics() -> Iterator[None]:
     finally:
         if os.getpid() == maker:  # forked processes come by here too
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Whether it is a folder of this user: anybody may put others, and links, into the temporary folder."""
+    try:
+        found = path.lstat()
+    except OSError:  # another start has just removed it
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _check(settings: Settings) -> None:

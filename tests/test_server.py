@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 import requests
 from backend_server import REPOSITORY, Backends, ServerProcess, free_port, label_config, plain_environ
 
+from celestial_backend.metrics import SHARED
 from celestial_backend.renderer import render
+from celestial_backend.server import _shared_metrics
 
 BIN = Path(sys.executable).parent
 HEALTH_S, SETUP_S = 5, 10  # Label Studio gives 1 and 3; other tests want the processor too
@@ -221,3 +224,23 @@ def test_every_argument_of_the_sdks_template_has_its_effect(tmp_path: Path) -> N
         assert set(listening) == {"127.0.0.1"}
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("whose", ["linked", "another user's", "own"])
+def test_a_start_clears_up_folders_of_its_own_user_alone(
+    whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may put folders and links into the temporary folder; nothing is written or removed through them."""
+    monkeypatch.setenv(SHARED, "")  # the start sets it
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / ("precious" if whose == "linked" else "celestial-metrics-left")
+    folder.mkdir()
+    (folder / "life").write_text("precious")
+    if whose == "linked":
+        (tmp_path / "celestial-metrics-link").symlink_to(folder)
+    if whose == "another user's":
+        user = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    with _shared_metrics():
+        assert folder.exists() == (whose != "own")
+        assert whose == "own" or (folder / "life").read_text() == "precious"
