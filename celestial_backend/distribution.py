@@ -122,8 +122,9 @@ class Distribution:
         offer.turn, offer.at, offer.taken, offer.sign = offer.turn + 1, time.monotonic(), None, ""
 
     def _answered(self) -> Iterator[tuple[Page, Answers]]:
-        for offer, seen in zip(list(self._offers), self._pages.look([each.key for each in self._offers]), strict=True):
-            now = time.monotonic()
+        offers, looked = list(self._offers), self._pages.look([each.key for each in self._offers])
+        now = time.monotonic()  # once: the caller may import for minutes between two of them
+        for offer, seen in zip(offers, looked, strict=True):
             if seen.sign != offer.sign:
                 offer.sign, offer.heard, offer.taken = seen.sign, now, offer.taken or now
                 self._heard, self._patience_s = now, TAKE_S

@@ -289,6 +289,46 @@ def test_a_run_that_ends_early_takes_its_pages_back(settings: Settings) -> None:
     assert left(settings) == []
 
 
+class Clock:
+    """A clock that is moved by hand and by sleep, during which `meanwhile` happens."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self.now, self.meanwhile = 1000.0, meanwhile
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.meanwhile()
+
+
+@pytest.mark.parametrize("settings", ["file"], indirect=True)
+def test_a_slow_import_is_no_silence_of_the_workers(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the answers to one page are imported for minutes, the worker that has another one keeps it."""
+    run, storage = Run(make_queue(settings)), make_queue(settings).storage
+    answer = json.dumps({"answers": ["worker"] * 4}).encode()
+
+    def work() -> None:
+        """A worker: it takes both pages and shows life, and is through with the first a moment later."""
+        for offer in run.distribution._offers:
+            if run.pages.take(offer.key) is not None:
+                storage.put_data(f"{offer.key}.sign", b"w 0")
+            elif offer.page[0]["id"] == 0:
+                storage.put_data(f"{offer.key}.answer", answer)
+
+    clock = Clock(work)
+    monkeypatch.setattr(distribution, "time", clock)
+    answers = run.distribution.predict(pages_of(2))
+    next(answers)
+    (other,) = run.distribution._offers
+    clock.now += 180
+    storage.put_data(f"{other.key}.answer", answer)
+    assert list(answers) == [(other.page, ["worker"] * 4)]
+    assert run.here == []
+    assert run.distribution.workers == {"w": 8}
+
+
 @pytest.fixture
 def place(tmp_path: Path, model_store: Path) -> Iterator[Place]:
     """For real workers, with the queue in a file."""
