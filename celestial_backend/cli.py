@@ -57,7 +57,10 @@ main.add_command(prelabel)
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
-@click.option("--project", type=int, help="Train on the labels of this Label Studio project instead of a folder.")
+@click.option(
+    "--project", type=click.IntRange(min=1),
+    help="Train on the labels of this Label Studio project instead of a folder.",
+)  # fmt: skip
 @click.option("--from-scratch", is_flag=True, help="With --project: a new model, not the live one taught more.")
 @click.option("--export", type=click.Path(path_type=Path), help="Also write the model's plain files to this folder.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the pictures, in place of the recipe's.")

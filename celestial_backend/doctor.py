@@ -20,7 +20,10 @@ MARKS = {"ok": ("ok", "green"), "warn": ("warning", "yellow"), "fail": ("FAILED"
 
 
 @click.command()
-@click.option("--project", type=int, help="Look at this project only; without it, at all that the backend serves.")
+@click.option(
+    "--project", type=click.IntRange(min=1),
+    help="Look at this project only; without it, at all that the backend serves.",
+)  # fmt: skip
 @click.option("--backend-url", help="Where the backend is, as Label Studio calls it. Default: PORT on this machine.")
 @click.option("--fix", is_flag=True, help="Mend in Label Studio what can be mended there, and say what was changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")

@@ -23,7 +23,7 @@ SHARED = "all others"
 
 
 @click.group(invoke_without_command=True)
-@click.option("--project", type=int, help="Only the models of this project.")
+@click.option("--project", type=click.IntRange(min=1), help="Only the models of this project.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_context
 def models(context: click.Context, project: int | None, *, as_json: bool) -> None:
@@ -66,7 +66,9 @@ def models(context: click.Context, project: int | None, *, as_json: bool) -> Non
 
 @models.command("use")
 @click.argument("tag")
-@click.option("--project", type=int, required=True, help="Label Studio's number of the project.")
+@click.option(
+    "--project", type=click.IntRange(min=1), required=True, help="Label Studio's number of the project."
+)  # fmt: skip
 @click.pass_obj
 def use(settings: Settings, tag: str, project: int) -> None:
     """Make the model TAG the live one of a project, at once, as for a way back to an older one."""
@@ -83,7 +85,7 @@ def use(settings: Settings, tag: str, project: int) -> None:
 
 
 @click.command()
-@click.option("--project", type=int, help="Only the trainings of this project.")
+@click.option("--project", type=click.IntRange(min=1), help="Only the trainings of this project.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, the newest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_obj

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from celestial_backend.errors import STATE_REMEDY, StateError
+from celestial_backend.errors import STATE_REMEDY, RequestError, StateError
 from celestial_backend.files import replace_text
 
 DIGITS_MAX = 19  # of a number that a database holds
@@ -37,6 +37,8 @@ class Pointers:
 
     def read(self, project: str) -> Pointer | None:
         """A project's pointer, None without one; costs some 20 µs."""
+        if not _is_number(project):  # a request may carry anything
+            return None
         try:
             return Pointer(**json.loads(self._path(project).read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
@@ -52,6 +54,7 @@ class Pointers:
         Make a tag the live one of a project, at once and for every process.
 
         Raises:
+            RequestError: The project is no number.
             StateError: It could not be written; the old one is live.
         """
         try:
@@ -65,6 +68,7 @@ class Pointers:
         Keep others from changing a project's pointer meanwhile: who publishes looks first at what is live.
 
         Raises:
+            RequestError: The project is no number.
             StateError: The state folder cannot be written.
         """
         try:
@@ -78,13 +82,20 @@ class Pointers:
 
     def projects(self) -> dict[str, str]:
         """The projects that have a pointer, and the tags, in the order of their numbers."""
-        found = sorted((path.stem for path in self._folder.glob("*.json")), key=int)
+        found = sorted(filter(_is_number, (path.stem for path in self._folder.glob("*.json"))), key=int)
         return {project: pointer.tag for project in found if (pointer := self.read(project))}
 
     def _path(self, project: str) -> Path:
-        # Label Studio numbers its projects; a request may carry anything, and never becomes another path.
-        numbered = project.isdecimal() and project.isascii() and len(project) <= DIGITS_MAX
-        return self._folder / f"{project if numbered else 'none'}.json"
+        if not _is_number(project):
+            raise RequestError(
+                f"A project of Label Studio has a number of at most {DIGITS_MAX} digits, got {project[:40]!r}."
+                " It stands in the address of the project's page."
+            )
+        return self._folder / f"{project}.json"
+
+
+def _is_number(project: str) -> bool:
+    return project.isdecimal() and project.isascii() and len(project) <= DIGITS_MAX
 
 
 def _unchanged(project: str, error: OSError) -> StateError:

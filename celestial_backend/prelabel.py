@@ -43,7 +43,9 @@ class _Shown:
 
 
 @click.command()
-@click.option("--project", type=int, required=True, help="Label Studio's number of the project.")
+@click.option(
+    "--project", type=click.IntRange(min=1), required=True, help="Label Studio's number of the project."
+)  # fmt: skip
 @click.option("--only-unlabelled", is_flag=True, help="Only tasks that nobody has labelled.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many tasks.")
 @click.option("--filter", "filters", metavar="JSON", help="Only tasks that fit these filters of the Data Manager.")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from backend_server import REPOSITORY
+from click.testing import CliRunner
 
+from celestial_backend.cli import main
 from celestial_backend.ledger import Ledger
 from celestial_backend.network import FILES
 from celestial_backend.renderer import render
@@ -97,3 +99,11 @@ def test_train_wants_a_folder_or_a_project() -> None:
         done = run("train", *arguments)
         assert done.returncode == 2
         assert "Error: " in done.stderr
+
+
+@pytest.mark.parametrize("command", ["models use m:1", "models", "jobs", "prelabel", "doctor", "train"])
+def test_a_project_has_a_number_from_one_on(command: str) -> None:
+    """Any other is refused before anything is done."""
+    done = CliRunner().invoke(main, [*command.split(), "--project", "-1"])
+    assert done.exit_code == 2
+    assert "Invalid value for '--project': -1 is not in the range x>=1" in done.stderr
