@@ -8,17 +8,13 @@ those that the operator allows.
 
 from __future__ import annotations
 
-import queue
-import socket
-import threading
 import time
-from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 import httpcore
 
-from celestial_backend.deadlines import left, timed
+from celestial_backend.deadlines import TimedBackend
 from celestial_backend.errors import FetchError, ForbiddenError
 from celestial_backend.settings import Settings
 
@@ -91,7 +87,7 @@ class SilentHosts:
         self._silent.pop(place, None)
 
 
-class Guard(httpcore.NetworkBackend):
+class Guard(TimedBackend):
     """
     Opens connections to judged addresses only; safe to share between threads.
 
@@ -101,7 +97,7 @@ class Guard(httpcore.NetworkBackend):
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._plain = httpcore.SyncBackend()
+        super().__init__()
         own = origin(settings.label_studio_url or "")
         self._own = own[1:] if own else None
         self._names = set(settings.allowed_hosts)
@@ -112,28 +108,19 @@ class Guard(httpcore.NetworkBackend):
             except ValueError:
                 continue  # a name
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
-        """A connection to one of the host's addresses, if every one of them is allowed."""
-        deadline = time.monotonic() if timeout is None else timeout
-        addresses = _resolve(host, port, deadline)
+    def resolve(self, host: str, port: int, deadline: float | None) -> list[str]:
+        """Every address of the host, if every one of them is allowed."""
+        try:
+            addresses = super().resolve(host, port, deadline)
+        except httpcore.ConnectError as error:
+            raise FetchError(
+                f"the host name {host} must be known here, and is not. Check the address, or the name service of this"
+                " machine."
+            ) from error
         if not self._trusts(host, port):
             for address in addresses:
                 self._judge(host, ip_address(address))
-        for others, address in zip(range(len(addresses) - 1, -1, -1), addresses, strict=True):
-            share = left(deadline, httpcore.ConnectTimeout) / (others + 1)  # one dead address must not eat it all
-            try:
-                return timed(self._plain.connect_tcp(address, port, share, local_address, socket_options))
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if not others:
-                    raise
-        raise FetchError(f"{host} must have an address, and has none. Check the host name.")
+        return addresses
 
     def _trusts(self, host: str, port: int) -> bool:
         host = host.lower().rstrip(".")
@@ -148,26 +135,3 @@ class Guard(httpcore.NetworkBackend):
                 f"pictures come only from public addresses, and {host} is not one. If it may serve pictures,"
                 " add it to CELESTIAL_ALLOWED_HOSTS; if it is Label Studio, set LABEL_STUDIO_URL to it."
             )
-
-
-def _resolve(host: str, port: int, deadline: float) -> list[str]:
-    """Every address of a host; in a thread of its own, because the resolver knows no deadline."""
-    answers: queue.SimpleQueue[list[str] | OSError | UnicodeError] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
-        except (OSError, UnicodeError) as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True, name="resolve").start()
-    try:
-        answer = answers.get(timeout=left(deadline, httpcore.ConnectTimeout))
-    except queue.Empty as error:
-        raise httpcore.ConnectTimeout from error
-    if isinstance(answer, list):
-        return answer
-    raise FetchError(
-        f"the host name {host} must be known here, and is not. Check the address, or the name service of this machine."
-    ) from answer
