@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,10 @@ STAGE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
 class Metrics:
     """The counts of one process; one object in each, safe between threads. A count costs a few microseconds."""
+
+    def __init__(self) -> None:
+        self._building = threading.Lock()  # Python 3.12 and later have none in `cached_property`
+        self._built: _Counters | None = None
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request; `route` is one of few, whatever strangers ask for."""
@@ -80,7 +85,10 @@ class Metrics:
 
     @cached_property
     def _counters(self) -> _Counters:
-        return _Counters()
+        with self._building:
+            if self._built is None:
+                self._built = _Counters()
+            return self._built
 
 
 class _Counters:
