@@ -235,7 +235,7 @@ class Prelabelling:
         left = min(sent.at, time.time()) + SETTLE_S - time.time()
         until = time.monotonic() + left  # the clock may be moved while this waits
         if sent.version == self.summary.version:
-            logger.info("An import was on its way when its sender ended; waiting for it, %.0f s at most", SETTLE_S)
+            logger.info("An import was sent and has no answer; waiting %.0f s at most for it to land", SETTLE_S)
             while time.monotonic() < until and not self._tasks.holds(sent.task):
                 time.sleep(LOOK_S)
         self._outbox.strike()

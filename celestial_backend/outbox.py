@@ -35,8 +35,14 @@ class Outbox:
 
     def sent(self) -> Sent | None:
         """The import that was noted last and not struck out."""
-        with _written(self._path):
-            return Sent(**json.loads(self._path.read_text())) if self._path.exists() else None
+        try:
+            with _written(self._path):
+                return Sent(**json.loads(self._path.read_text())) if self._path.exists() else None
+        except (ValueError, TypeError) as error:
+            raise StateError(
+                f"{self._path.name} must tell of an import and does not ({type(error).__name__}). Wait a minute, for an"
+                f" import that may be on its way, remove {self._path} and run prelabel again."
+            ) from error
 
     def strike(self) -> None:
         """Forget the import: it has landed, or can land no more."""

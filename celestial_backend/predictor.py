@@ -178,7 +178,7 @@ class Predictor:
             row_of = {key: next(probabilities) for key in prepared}
             if not all(np.isfinite(row).all() for row in row_of.values()):
                 self._metrics.failure("task", NOT_FINITE)
-                _failed(_id(task), f"the model {classifier.tag} gives no finite probabilities", on_failure)
+                _failed(_name(task), f"the model {classifier.tag} gives no finite probabilities", on_failure)
                 answers.append([])
                 continue
             result, score = choices.prediction(row_of)
@@ -191,8 +191,7 @@ class Predictor:
 
     def _result_of(self, task: Any, future: Future[Any], deadline: float, on_failure: OnFailure | None) -> Any:
         """A task's prepared pictures; ``[]``, and a line in the log, where they could not be had; or `LATE`."""
-        name = "without an id" if _id(task) is None else _id(task)
-        prepared: Any = future
+        name, prepared = _name(task), future
         try:
             while isinstance(prepared, Future):
                 future = prepared
@@ -225,6 +224,12 @@ def _id(task: Any) -> int | None:
     """A task's number; what else stands there goes into no address and into no log."""
     number = task.get("id") if isinstance(task, Mapping) else None
     return number if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63 else None
+
+
+def _name(task: Any) -> int | str:
+    """What a task is called in the log."""
+    number = _id(task)
+    return "without an id" if number is None else number
 
 
 def _failed(name: Any, reason: str, on_failure: OnFailure | None) -> None:

@@ -24,6 +24,7 @@ from werkzeug.test import TestResponse
 from celestial_backend.app import create_app
 from celestial_backend.errors import LabelConfigError
 from celestial_backend.labels import ChoiceMap
+from celestial_backend.predictor import Predictor
 from celestial_backend.protocol import TRAIN_EVENTS
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import build
@@ -227,6 +228,17 @@ def test_an_id_that_is_no_number_is_not_repeated(client: FlaskClient, told: Told
     assert client.post("/predict", json={"tasks": [task], "label_config": label_config()}).json["results"] == [[]]
     assert [line.partition(":")[0] for line in told.tasks] == ["Task without an id"]
     assert "this one has no id" in told.tasks[0]
+
+
+def test_a_task_without_an_id_is_called_so_where_the_model_fails(
+    client: FlaskClient, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its picture fails."""
+    monkeypatch.setattr(Predictor, "_probabilities", lambda *_: [[float("nan")] * len(BODIES)])
+    picture = base64.b64encode(saved(Image.new("RGB", (8, 8)), "PNG")).decode()
+    task = {"data": {"image": f"data:image/png;base64,{picture}"}}
+    assert client.post("/predict", json={"tasks": [task], "label_config": label_config()}).json["results"] == [[]]
+    assert [line.partition(":")[0] for line in told.tasks] == ["Task without an id"]
 
 
 @pytest.mark.parametrize("path", ["/x%0d%0aFAKE%20LINE", "/x%0aFAKE", "/%1b[31mred", "/x%e2%80%a8y", "/" + "x" * 5000])

@@ -334,6 +334,14 @@ def test_what_cannot_be_written_down_is_a_sentence(tmp_path: Path) -> None:
             write()
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": "m:1"}', "\0"])
+def test_a_note_that_is_damaged_is_a_sentence(tmp_path: Path, text: str) -> None:
+    """It is not taken for none: the import that it told of might be made twice."""
+    (tmp_path / "prelabel-1.sent").write_text(text)
+    with pytest.raises(StateError, match=r"prelabel-1\.sent must tell of an import and does not .* and run prelabel"):
+        Outbox(tmp_path / "prelabel-1.sent").sent()
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
