@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from xml.sax.saxutils import quoteattr
@@ -151,6 +151,17 @@ def refusal(error: Exception) -> str:
     return _plain(" ".join(map(str, parts)) or str(body.get("detail", "")))
 
 
+def with_password(headers: Mapping[str, Any], user: str | None, password: str | None) -> dict[str, Any]:
+    """A webhook's headers with the backend's password, if it has one; as they are, if they carry it already."""
+    pair = f"{user}:{password}"
+    texts = pair.encode(), pair.encode("latin-1", "backslashreplace")  # the backend takes both
+    right = [f"Basic {base64.b64encode(text).decode()}" for text in texts]
+    given = {key: value for key, value in headers.items() if key.lower() == "authorization"}
+    if not (user and password) or any(value in right for value in given.values()):
+        return dict(headers)
+    return {key: value for key, value in headers.items() if key not in given} | {"Authorization": right[0]}
+
+
 def tasks_of(studio: Studio, project: int, page_size: int = 200) -> list[dict[str, Any]]:
     """The data of every task of a project."""
     found: list[dict[str, Any]] = []
@@ -212,19 +223,17 @@ def _shown(studio: Studio, project: int, version: str) -> str:
 def _webhook(studio: Studio, project: int, url: str, user: str | None, password: str | None) -> str:
     """See that labels are told to the backend, with its password; a sentence where they cannot be."""
     target = f"{url.rstrip('/')}/webhook"
-    headers = {}
-    if user and password:
-        headers = {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
     hooks: Any = ask(studio, "the webhooks", lambda client: client.webhooks.list(project=str(project)))
     hook = next((each for each in hooks if each.url == target), None)
+    known = (hook and hook.headers) or {}
+    headers = with_password(known, user, password)
     wanted = "the webhook that tells the backend of labels"
     try:
         if hook is None:
             ask(studio, wanted, lambda client: client.webhooks.create(url=target, project=project, headers=headers))
-        elif headers and (hook.headers or {}).get("Authorization") != headers["Authorization"]:
-            known = {**(hook.headers or {}), **headers}
+        elif headers != known:
             number = int(hook.id)
-            ask(studio, wanted, lambda client: client.webhooks.update(number, headers=known))
+            ask(studio, wanted, lambda client: client.webhooks.update(number, headers=headers))
     except StudioError as error:
         return str(error)
     return ""

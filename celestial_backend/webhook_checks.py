@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from datetime import datetime
 from ipaddress import ip_address
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from celestial_backend.checks import Finding, not_checked
+from celestial_backend.linking import with_password
 from celestial_backend.reach import asks_for_password, health, last_event
-from celestial_backend.settings import Settings
 from celestial_backend.studio_checks import Api
 from celestial_backend.wiring import Services
 
@@ -62,17 +61,18 @@ class Hooked:
 
     def password(self) -> Finding:
         """Whether the webhook carries the password that the backend asks for; the model's own is not sent with it."""
-        name, user = "Webhook password", self._settings.basic_auth_user
+        name, user, password = "Webhook password", self._settings.basic_auth_user, self._settings.basic_auth_pass
         if self.hook is None:
             return not_checked(name, "there is no webhook")
-        given = {key.lower(): value for key, value in (self.hook.headers or {}).items()}.get("authorization")
+        headers = self.hook.headers or {}
+        given = any(key.lower() == "authorization" for key in headers)
         if user is None and not asks_for_password(health(self.url)):
             return Finding(name, "ok", "The backend asks for none.")
-        if user is None and given is None:
+        if user is None and not given:
             mend = f"Set BASIC_AUTH_USER and BASIC_AUTH_PASS here as for the backend, then: {self._fix}"
             return Finding(name, "fail", "The backend asks for a password, and the webhook carries none.", mend)
-        if user is not None and given not in _credentials(self._settings):
-            fault = "none" if given is None else "another one"
+        if with_password(headers, user, password) != headers:
+            fault = "another one" if given else "none"
             what = f"The backend asks for a password (BASIC_AUTH_USER), and the webhook carries {fault}."
             return Finding(name, "fail", what, self._fix)
         return Finding(name, "ok", "The webhook carries one.")
@@ -81,10 +81,8 @@ class Hooked:
         """Make or set the webhook as it should be; what was changed."""
         if self.hook is None and not _taken_as_webhook(self.url):
             return ""
-        headers = dict((self.hook.headers if self.hook else None) or {})
-        if self._settings.basic_auth_user is not None:
-            headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
-            headers["Authorization"] = _credentials(self._settings)[0]
+        known = (self.hook.headers if self.hook else None) or {}
+        headers = with_password(known, self._settings.basic_auth_user, self._settings.basic_auth_pass)
         kept: dict[str, Any] = {"headers": headers, "is_active": True, "send_payload": True}
         place = f"{self.url}/webhook"
         if self.hook is None:
@@ -118,13 +116,6 @@ class Hooked:
             return Finding(name, "warn", "None has come since the webhook was set up.", mend)
         moment = datetime.fromtimestamp(before).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         return Finding(name, "ok", f"The last one came at {moment}.")
-
-
-def _credentials(settings: Settings) -> tuple[str, str]:
-    """The header's value for the backend's password, in the two encodings that it takes."""
-    pair = f"{settings.basic_auth_user}:{settings.basic_auth_pass}"
-    utf_8, latin_1 = pair.encode(), pair.encode("latin-1", "backslashreplace")
-    return f"Basic {base64.b64encode(utf_8).decode()}", f"Basic {base64.b64encode(latin_1).decode()}"
 
 
 def _taken_as_webhook(url: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -161,16 +162,21 @@ def test_a_password_reaches_the_record_and_the_webhook(
     label_studio: LabelStudioServer, backends: Backends, model_store: Path
 ) -> None:
     """A backend behind a password is connected, and hears of labels."""
-    auth = {"BASIC_AUTH_USER": "studio", "BASIC_AUTH_PASS": "secret"}
+    auth = {"BASIC_AUTH_USER": "studio", "BASIC_AUTH_PASS": "sécret"}
     backend = backends(BENTOML_HOME=model_store, **auth)
     project = label_studio.create_project("Behind a password")
-    made = register(studio_of(label_studio), project, backend.url, "celestial", "studio", "secret")
+    made = register(studio_of(label_studio), project, backend.url, "celestial", "studio", "sécret")
     assert made.version.startswith("celestial_bodies_classifier_model:")
     (task,) = label_studio.import_tasks(project, ["data:image/png;base64,"])
     label_studio.annotate(task, "Earth")
     backend.wait_for_log("POST /webhook 201")
     assert "POST /webhook 401" not in backend.log_text()
-    assert not register(studio_of(label_studio), project, backend.url, "celestial", "studio", "secret").new
+    for encoding, key in (("latin-1", "Authorization"), ("utf-8", "authorization")):  # the backend takes both
+        header = {key: "Basic " + base64.b64encode("studio:sécret".encode(encoding)).decode(), "X-Own": "kept"}
+        (hook,) = label_studio.webhooks(project)
+        label_studio.api("PATCH", f"/api/webhooks/{hook['id']}/", json={"headers": header})
+        assert not register(studio_of(label_studio), project, backend.url, "celestial", "studio", "sécret").new
+        assert label_studio.webhooks(project)[0]["headers"] == header
 
 
 def test_a_model_that_a_person_connected_gets_the_versions_name(
