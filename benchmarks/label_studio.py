@@ -18,7 +18,8 @@ from benchmarks.bench import Bench, BenchmarkError
 from benchmarks.packages import cache_folder
 from benchmarks.tasks import LABEL_CONFIG
 from celestial_backend.demo_servers import HOST, Server, free_port, label_studio_program, start_label_studio
-from celestial_backend.linking import create_project, register, tasks_of
+from celestial_backend.linking import create_project, register
+from celestial_backend.project import StudioProject
 from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio
 from celestial_backend.uploads import upload
@@ -56,7 +57,7 @@ class LabelStudio(Server):
         """Upload pictures, into a project of their own; what stands in its tasks."""
         project = create_project(self.studio, "Pictures", LABEL_CONFIG)
         upload(self.studio, project, paths, lambda done, total: None)  # noqa: ARG005 - nobody watches
-        return [str(data["image"]) for data in tasks_of(self.studio, project)]
+        return [str(data["image"]) for data in StudioProject(self.studio, str(project)).data()]
 
     def project(self, title: str, addresses: Sequence[str], backend_url: str) -> int:
         """A project with a task for each address, connected with a backend."""

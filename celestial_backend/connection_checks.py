@@ -9,12 +9,12 @@ from typing import Any
 from celestial_backend.checks import Finding, model_of, not_checked
 from celestial_backend.errors import CelestialError, LabelConfigError, StudioError
 from celestial_backend.labels import ChoiceMap
+from celestial_backend.linking import PRIVATE
 from celestial_backend.reach import asks_for_password, health
-from celestial_backend.settings import MODEL_NAME
+from celestial_backend.tags import is_tag
 from celestial_backend.webhook_checks import Hooked
 
 CONNECTED = ("CO", "TR", "PR")  # connected; it trains; it predicts
-PRIVATE = "reserved network address"
 UNBLOCK = (
     "On Label Studio set USE_DEFAULT_BANNED_SUBNETS=false and USER_ADDITIONAL_BANNED_SUBNETS to a list with a hole for"
     " this one address, as the README gives it, and start it anew; or connect the model by an address that is allowed."
@@ -114,10 +114,10 @@ class Connection(Hooked):
         if told != tag:
             mend = "Run this command with the BENTOML_HOME and MODEL_DIR of the backend; if it does, start that anew."
             return Finding(name, "fail", f"Label Studio was told version {told}, and {tag} is live here.", mend)
-        if title != told and _is_tag(title):
+        if title != told and is_tag(title):
             return Finding(name, "fail", f"The model's title is {title}, and its version is {told}.", self._fix)
         if shown not in (title, told):
-            state, mend = ("fail", self._fix) if _is_tag(shown) else ("warn", "Choose it in its settings, Annotation.")
+            state, mend = ("fail", self._fix) if is_tag(shown) else ("warn", "Choose it in its settings, Annotation.")
             what = f"The project shows predictions of {shown or 'no model'}, and not those of {told}."
             return Finding(name, "fail" if state == "fail" else "warn", what, mend)
         if title != told:
@@ -127,10 +127,6 @@ class Connection(Hooked):
 
     def _mend_version(self) -> str:
         return " ".join(self._api.show_version(self._services.store.live_tag(str(self.number))))
-
-
-def _is_tag(text: str) -> bool:
-    return text.startswith(f"{MODEL_NAME}:")
 
 
 def _short(reason: str) -> str:

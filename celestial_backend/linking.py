@@ -7,7 +7,6 @@ Everything here can be done again: what is there already is found, and left as i
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,27 +159,6 @@ def with_password(headers: Mapping[str, Any], user: str | None, password: str | 
     if not (user and password) or any(value in right for value in given.values()):
         return dict(headers)
     return {key: value for key, value in headers.items() if key not in given} | {"Authorization": right[0]}
-
-
-def tasks_of(studio: Studio, project: int, page_size: int = 200) -> list[dict[str, Any]]:
-    """The data of every task of a project."""
-    found: list[dict[str, Any]] = []
-    last = 0
-    while True:
-        after = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": last}
-        query = json.dumps({"filters": {"conjunction": "and", "items": [after]}, "ordering": ["tasks:id"]})
-        page: Any = ask(
-            studio,
-            f"the tasks of project {project}",
-            lambda client, query=query: client.tasks.list(  # type: ignore[misc]
-                project=project, page=1, page_size=page_size, fields="task_only", query=query
-            ),
-        )
-        tasks = list(page.items or ())
-        found += [task.data for task in tasks]
-        if len(tasks) < page_size:
-            return found
-        last = max(int(task.id) for task in tasks)
 
 
 def _records(studio: Studio, project: int) -> list[MlBackend]:

@@ -15,9 +15,9 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from celestial_backend.errors import StudioError
-from celestial_backend.settings import MODEL_NAME
 from celestial_backend.studio import Studio
 from celestial_backend.studio import moment as read_moment
+from celestial_backend.tags import is_tag
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
@@ -84,6 +84,15 @@ class StudioProject:
         """
         return self._tasks([LABELLED])
 
+    def data(self) -> Iterator[dict[str, Any]]:
+        """
+        The data of every task, by id.
+
+        Raises:
+            StudioError: As for `label_config`.
+        """
+        return (task["data"] for task in self._tasks([], "id,data"))
+
     def labels_since(self, moment: str | None) -> int:
         """
         How many labels are new or were changed since a moment.
@@ -131,21 +140,21 @@ class StudioProject:
             return [self._not_connected(tag, records)]
         said = [f"Label Studio shows model version {tag}."]
         title = ours.title or ""
-        if _is_tag(title) and title != tag:
+        if is_tag(title) and title != tag:
             self._ask("another title of the model", lambda client: update_record(client, ours, title=tag))
             said.append(f"The model's title was {title} and is {tag} now.")
             title = tag
         shown = self._ask("the project", lambda client: client.projects.get(number).model_version) or ""
         titles = {record.title for record in records} | {title}
-        if _is_tag(shown) and shown not in titles and shown != tag:
+        if is_tag(shown) and shown not in titles and shown != tag:
             self._ask("live predictions", lambda client: client.projects.update(number, model_version=title))
             said.append(f"The project showed predictions of {shown} and shows those of the model {title!r} now.")
         return said
 
-    def _tasks(self, filters: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _tasks(self, filters: list[dict[str, Any]], parts: str = PARTS) -> Iterator[dict[str, Any]]:
         last = 0
         while True:
-            tasks = self._page([*filters, _where("id", "Number", last)], PAGE).tasks
+            tasks = self._page([*filters, _where("id", "Number", last)], PAGE, parts).tasks
             yield from tasks
             if len(tasks) < PAGE:
                 return
@@ -160,12 +169,12 @@ class StudioProject:
             " Look at the project's settings, Model."
         )
 
-    def _page(self, conditions: list[dict[str, Any]], size: int) -> _Page:
+    def _page(self, conditions: list[dict[str, Any]], size: int, parts: str = PARTS) -> _Page:
         def read(page: Any) -> _Page:
             told = page.response
             return _Page([_plain(task) for task in page.items or ()], int(told.total), int(told.total_annotations or 0))
 
-        return self._listed({"conjunction": "and", "items": conditions}, size, PARTS, read)
+        return self._listed({"conjunction": "and", "items": conditions}, size, parts, read)
 
     def _listed(self, filters: dict[str, Any], size: int, parts: str, read: Callable[[Any], Answer]) -> Answer:
         """What `read` makes of the first tasks by id that pass the Data Manager's filters, and of their count."""
@@ -204,10 +213,6 @@ class StudioProject:
                 logger.warning("Project %s: %s Trying again in %.2g s.", self.project_id, problem, pause)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
-
-
-def _is_tag(text: str) -> bool:
-    return text.startswith(f"{MODEL_NAME}:")
 
 
 # These run inside `StudioProject._ask`: what they trip over is an answer that is not Label Studio's.

@@ -9,6 +9,11 @@ from celestial_backend.settings import MODEL_NAME
 PROJECT_VERSION = re.compile(r"project-(?P<project>[0-9]+)-[0-9a-z]+")
 
 
+def is_tag(text: str) -> bool:
+    """Whether a text, such as a title, is the tag of a model of ours."""
+    return text.startswith(f"{MODEL_NAME}:")
+
+
 def project_of(tag: str) -> str | None:
     """The project that a tag's model was trained for, None for a model of all projects."""
     found = PROJECT_VERSION.fullmatch(tag.partition(":")[2])

@@ -18,7 +18,8 @@ from typing import Any
 
 from celestial_backend.errors import ImageError, StudioError
 from celestial_backend.folders import rewritten
-from celestial_backend.linking import ask, tasks_of
+from celestial_backend.linking import ask
+from celestial_backend.project import StudioProject
 from celestial_backend.studio import Studio
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}  # pictures that Label Studio takes and we read
@@ -108,7 +109,7 @@ def add_storage(studio: Studio, project: int, folder: Path, root: Path | None) -
             f"--local-files needs a folder below the one that LOCAL_FILES_DOCUMENT_ROOT names, and {place} is none."
             " Set that variable, here and for Label Studio, or leave --local-files out to upload the pictures."
         )
-    before = len(tasks_of(studio, project))
+    before = len(_tasks(studio, project))
     storages: Any = ask(
         studio, "the project's storages", lambda client: client.import_storage.local.list(project=project)
     )
@@ -125,7 +126,11 @@ def add_storage(studio: Studio, project: int, folder: Path, root: Path | None) -
         )  # fmt: skip
         number = made.id
     ask(studio, "the folder as local files", lambda client: client.import_storage.local.sync(number))
-    return Imported(len(tasks_of(studio, project)) - before, before)
+    return Imported(len(_tasks(studio, project)) - before, before)
+
+
+def _tasks(studio: Studio, project: int) -> list[dict[str, Any]]:
+    return list(StudioProject(studio, str(project), patience_s=0).data())
 
 
 def _digest(path: Path) -> str:
@@ -135,7 +140,7 @@ def _digest(path: Path) -> str:
 
 def _digests(studio: Studio, project: int) -> set[str]:
     """The digests of the pictures that the project's tasks show."""
-    values = (value for data in tasks_of(studio, project) for value in data.values() if isinstance(value, str))
+    values = (value for data in _tasks(studio, project) for value in data.values() if isinstance(value, str))
     return {found[1] for value in values if (found := OURS.search(value))}
 
 
