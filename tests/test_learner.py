@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from backend_server import BODIES, label_config
 from new_bodies import render_new
+from PIL import Image
 
+from celestial_backend import examples, learning
 from celestial_backend import finetune as finetune_module
-from celestial_backend import learning
-from celestial_backend.classifier import load
+from celestial_backend.classifier import Parts, load
 from celestial_backend.errors import NotEnoughDataError, StudioError
+from celestial_backend.examples import Example
+from celestial_backend.finetune import Candidate
 from celestial_backend.learning import Learner, Outcome
 from celestial_backend.ledger import KEPT, PUBLISHED, Job
 from celestial_backend.lessons import Tuning
@@ -82,12 +85,41 @@ def services(tmp_path: Path) -> Services:
     return build(Settings(bentoml_home=tmp_path / "bentoml", model_dir=tmp_path / "state"))
 
 
+@cache
+def drawn(name: str, seed: tuple[int, int]) -> Image.Image:
+    return render(name, seed)
+
+
 @pytest.fixture
 def project(tasks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> FakeProject:
     fake = FakeProject(tasks)
     monkeypatch.setattr(learning, "StudioProject", fake)
     monkeypatch.setattr(finetune_module, "finetune", partial(finetune_module.finetune, tuning=QUICK))
+    monkeypatch.setattr(examples, "render", lambda name, seed: drawn(name, seed).copy())  # all trainings show these
     return fake
+
+
+@pytest.fixture(scope="module")
+def candidates() -> dict[tuple[str, ...], Candidate]:
+    """What trainings made, by the names of what they learned."""
+    return {}
+
+
+@pytest.fixture
+def taught_once(
+    project: FakeProject, candidates: dict[tuple[str, ...], Candidate], monkeypatch: pytest.MonkeyPatch
+) -> FakeProject:
+    """The project, in tests of what follows a training: the same labels need only be taught by the first of them."""
+    finetune = finetune_module.finetune
+
+    def once(parent: Parts, known: Any, classes: Any, learn: Sequence[Example], **options: Any) -> Candidate:
+        names = tuple(example.name for example in learn)
+        if names not in candidates:
+            candidates[names] = finetune(parent, known, classes, learn, **options)
+        return candidates[names]
+
+    monkeypatch.setattr(finetune_module, "finetune", once)
+    return project
 
 
 def begun(services: Services) -> Job:
@@ -110,7 +142,7 @@ def run(services: Services, folder: Path) -> Outcome:
     return outcome
 
 
-def test_a_new_class_is_learned_and_published(services: Services, project: FakeProject, tmp_path: Path) -> None:
+def test_a_new_class_is_learned_and_published(services: Services, taught_once: FakeProject, tmp_path: Path) -> None:
     """The model is live, knows the new class and the old ones, and carries everything that went into it."""
     parent = services.store.live_tag("7")
     outcome = run(services, tmp_path)
@@ -118,7 +150,7 @@ def test_a_new_class_is_learned_and_published(services: Services, project: FakeP
     tag = outcome.facts["tag"]
     assert services.store.live_tag("7") == tag
     assert services.store.live_tag("8") == parent
-    assert project.told == [tag]
+    assert taught_once.told == [tag]
     assert "Label Studio was told." in outcome.reason
 
     model = services.store.current("7")
@@ -178,11 +210,11 @@ def test_wrong_labels_change_nothing(services: Services, project: FakeProject, t
     assert "was refused" in again.reason
 
 
+@pytest.mark.usefixtures("taught_once")
 def test_a_model_that_a_person_chose_meanwhile_stays(
-    services: Services, project: FakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new model has not been compared with that one."""
-    del project
     services.store.publish("7", services.store.live_tag())
     card = load_card(DEFAULT_MODEL)
     hooks = (Preprocess(card.size_px), Postprocess(card.classes))
@@ -201,14 +233,14 @@ def test_a_model_that_a_person_chose_meanwhile_stays(
 
 
 def test_a_label_studio_that_is_gone_at_the_end_costs_nothing(
-    services: Services, project: FakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    services: Services, taught_once: FakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model is live, and the job says that Label Studio could not be told."""
 
     def gone(_: str) -> list[str]:
         raise StudioError("Label Studio cannot be reached.")
 
-    monkeypatch.setattr(project, "show_version", gone)
+    monkeypatch.setattr(taught_once, "show_version", gone)
     outcome = run(services, tmp_path)
     assert outcome.state == PUBLISHED
     assert outcome.reason.endswith("Label Studio could not be told: Label Studio cannot be reached.")
@@ -254,11 +286,11 @@ def test_a_new_model_starts_from_nothing_where_that_is_asked_for(
     assert load(told["tag"]).classes == tuple(told["classes"])
 
 
+@pytest.mark.usefixtures("taught_once")
 def test_a_model_that_was_saved_wrong_is_not_published(
-    services: Services, project: FakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is read back from the store and compared with itself before the pointer is changed."""
-    del project
     parent = services.store.live_tag("7")
     add = services.store.registry.add
 
