@@ -1,4 +1,8 @@
-"""Labels that become a model: a real Label Studio, the backend as users start it, trainings as they are by default."""
+"""
+Labels that become a model: a real Label Studio, and the backend as users start it.
+
+The training that is started in the browser is one as it is by default; others have fewer epochs (`hasty`).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,9 @@ from new_bodies import render_new
 from PIL import Image
 from playwright.sync_api import expect
 from redis_server import RedisServer
+from trainings import FAULTS
 
+from celestial_backend.ledger import Ledger
 from celestial_backend.renderer import render
 
 pytestmark = pytest.mark.timeout(1500)
@@ -118,12 +124,16 @@ def models_of(backend: ServerProcess, project: int) -> dict[str, dict[str, Any]]
 def wait_for_end(backend: ServerProcess, project: int, seconds: float = 1200) -> dict[str, Any]:
     """The project's newest training once it has ended."""
     deadline = time.monotonic() + seconds
-    while True:
-        job = jobs_of(backend, project)[0]
-        if job["state"] in ENDED:
-            return job
+    ledger = Ledger(backend.log.parent / "state", locked_s=30)
+    while not (job := ledger.jobs(str(project), limit=1)[0]).ended:
         assert time.monotonic() < deadline, f"the training did not end in {seconds} s: {job}"
-        time.sleep(2)
+        time.sleep(0.5)
+    return jobs_of(backend, project)[0]
+
+
+def hasty(folder: Path, epochs: int) -> dict[str, str]:
+    """What a backend or a worker is started with, so that its trainings have so many epochs (`faults`)."""
+    return {"PYTHONPATH": str(FAULTS), "FAULT_MARKS": str(folder), "FAULT_EPOCHS": str(epochs)}
 
 
 def setup_says(url: str, project: int) -> str:
@@ -251,7 +261,7 @@ def learned(
         seen.append(job)
         mine.add(setup_says(backend.url, project))
         others |= {version for version, _ in predict(backend, other, [known[0][0]])}
-        time.sleep(3)
+        time.sleep(6)
     seconds = time.monotonic() - started
     assert job["state"] == "published", job["reason"]
     return Learned(project, other, default, job["tag"], job, seen, (mine, others), seconds, tasks, right)
@@ -427,7 +437,7 @@ def test_two_workers_on_redis_publish_good_labels_and_keep_spoiled_ones_out(
     label_studio.import_labelled(bad, spoiled(pictures.to_label, 0.3, seed=1))
     with contextlib.ExitStack() as running:
         settings = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.legacy_token}
-        site = Site(tmp_path, settings | {"REDIS_URL": redis_server.url})
+        site = Site(tmp_path, settings | hasty(tmp_path, epochs=6) | {"REDIS_URL": redis_server.url})
         url = f"http://127.0.0.1:{(port := free_port())}"
         web = site.start(running, "web", "gunicorn", "--bind", f"127.0.0.1:{port}", "--threads", "8", "_wsgi:app")
         web.wait_for_answer(f"{url}/health", 60)
@@ -492,15 +502,15 @@ print(json.dumps({
 
 
 def test_the_guides_model_learns_with_its_own_preprocess_and_a_personal_token(
-    label_studio: LabelStudioServer, backends: Backends, guide: Path, pictures: Pictures
+    label_studio: LabelStudioServer, backends: Backends, guide: Path, pictures: Pictures, tmp_path: Path
 ) -> None:
     """
     A model of the MLOps guide, plain and with logits, grows for a new class and goes on seeing small grey pictures.
 
     The backend reads labels and pictures with a personal access token.
     """
-    archive, token = guide / "guide.bentomodel", label_studio.personal_access_token
-    backend = backends(LABEL_STUDIO_URL=label_studio.url, LABEL_STUDIO_API_KEY=token, CELESTIAL_BENTOMODEL=archive)
+    access = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.personal_access_token}
+    backend = backends(**access, **hasty(tmp_path, epochs=4), CELESTIAL_BENTOMODEL=guide / "guide.bentomodel")
     project = label_studio.create_project("The guide's model", label_config(CLASSES))
     label_studio.import_labelled(project, [label for label in pictures.to_label if label[1] != "Galaxy"][::2])
     label_studio.connect_backend(project, backend.url)

@@ -1,11 +1,12 @@
 """
-What tests do to the processes that they start: trainings that take a moment, deaths and errors at a named call.
+What tests do to the processes that they start: short trainings, deaths and errors at a named call.
 
 Python imports this at the start of every process that has this folder on its PYTHONPATH. Nothing of it
 is known to the package itself.
 
     FAULT_MARKS  a folder: what happened is written down here, and a fault strikes only so often
     FAULT_LEARN  seconds: trainings take so long, learn nothing, and publish the default model under a new tag
+    FAULT_EPOCHS how many epochs trainings have that start from a live model
     FAULT_BURN   threads that keep as many processors busy meanwhile
     FAULT_AT     module:Class.function:before or :after, and :text if an argument behind the first must hold it
     FAULT_DO     worker (it is killed, and the process that it started hangs), both, self, disk (it is full), slow
@@ -83,6 +84,9 @@ def change(module: ModuleType) -> None:
         count_publications(module)
     if module.__name__ == "celestial_backend.learning" and "FAULT_LEARN" in os.environ:
         module.Learner.learn = learn
+    if module.__name__ == "celestial_backend.lessons" and "FAULT_EPOCHS" in os.environ:
+        epochs = int(os.environ["FAULT_EPOCHS"])
+        module.Tuning = functools.partial(module.Tuning, epochs=(epochs, epochs))
     where, _, rest = os.environ.get("FAULT_AT", "").partition(":")
     if where == module.__name__:
         path, moment, text = [*rest.split(":", 2), ""][:3]
@@ -147,7 +151,7 @@ class Finder(importlib.abc.MetaPathFinder):
     """Finds a module as everybody else does, and changes it when it has been made."""
 
     def __init__(self) -> None:
-        self._wanted = {"celestial_backend.pointers", "celestial_backend.learning"}
+        self._wanted = {"celestial_backend.pointers", "celestial_backend.learning", "celestial_backend.lessons"}
         self._wanted |= {os.environ.get("FAULT_AT", "").partition(":")[0]}
 
     def find_spec(self, fullname: str, *_: Any) -> Any:
