@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,8 +86,15 @@ class ServerProcess:
 
     def stop(self, seconds: float = 10) -> None:
         """End the whole group: asked first, forced after `seconds`."""
+        self._end((signal.SIGTERM, signal.SIGKILL), seconds)
+
+    def kill_group(self) -> None:
+        """End the whole group at once."""
+        self._end((signal.SIGKILL,), seconds=10)
+
+    def _end(self, signs: Sequence[signal.Signals], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        for sign in (signal.SIGTERM, signal.SIGKILL):
+        for sign in signs:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, sign)
             while self._group_lives() and time.monotonic() < deadline:
@@ -152,7 +160,7 @@ class BackendServer(ServerProcess):
 
 
 class Backends:
-    """Starts backends for one test and stops them all: `backends(NAME=value, …)` gives a running one."""
+    """Starts backends for one test and kills them all: `backends(NAME=value, …)` gives a running one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -167,9 +175,10 @@ class Backends:
     def log_tail(self) -> str:
         return "\n".join(server.log_tail() for server in self.started)
 
-    def stop(self) -> None:
+    def kill(self) -> None:
+        """End them without the time that a stop takes; tests of what a stop does call it themselves."""
         for server in self.started:
-            server.stop()
+            server.kill_group()
 
 
 def plain_environ(bin_folder: Path) -> dict[str, str]:
@@ -184,4 +193,5 @@ def plain_environ(bin_folder: Path) -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "BENTOML_DO_NOT_TRACK": "True",
         "NO_PROXY": "127.0.0.1,localhost",
+        "TMPDIR": tempfile.gettempdir(),
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import requests
-from backend_server import BODIES, Backends, BackendServer
+from backend_server import BODIES, BackendServer
 from label_studio import LabelStudioServer, own_name
 from PIL import Image
 
@@ -83,14 +83,14 @@ def test_a_thousand_uploads_get_the_predictions_of_their_own_pictures(
     assert seconds_of(connected, "POST /predict")[-1] < PREDICT_S, "Label Studio drops what comes later"
     assert retrieving.exception() is None
 
-    tasks = label_studio.tasks(project)
+    tasks, version = label_studio.tasks(project), connected.model_version
     assert len(tasks) == 1000
     for task in tasks:
         (prediction,) = task["predictions"]
         right = expected[own_name(task["data"]["image"])]
         assert choice_of(prediction) == choice_of(right)
         assert prediction["score"] == pytest.approx(right["score"], abs=1e-3)
-        assert prediction["model_version"] == right["model_version"] == connected.model_version
+        assert prediction["model_version"] == right["model_version"] == version
     assert {choice_of(right) for right in expected.values()} == set(BODIES), "a constant model would prove nothing"
     assert health_s < HEALTH_S, "late answers to /health cost annotators their pre-labels"
     assert setup_s < SETUP_S, "late answers to /setup cost annotators their pre-labels"
@@ -174,28 +174,44 @@ def test_broken_pictures_cost_only_their_own_predictions(
     assert label_studio.legacy_token not in log
 
 
+@pytest.fixture(scope="module")
+def opened(
+    request: pytest.FixtureRequest, label_studio: LabelStudioServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BackendServer]:
+    """A backend with one kind of token, and with Label Studio's folders or without, for all tests that want this."""
+    token, folders = request.param
+    if (token, folders) == ("legacy", False):
+        yield request.getfixturevalue("connected")
+        return
+    settings: dict[str, str | Path] = {
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": "0" * 40 if token == "invalid" else label_studio.personal_access_token,
+    }
+    if folders:
+        settings["CELESTIAL_LABEL_STUDIO_DATA"] = label_studio.data_folder
+        settings["LOCAL_FILES_DOCUMENT_ROOT"] = label_studio.local_files_root
+    backend = BackendServer(tmp_path_factory.mktemp("backend"), **settings)
+    yield backend
+    backend.kill_group()
+
+
 @pytest.mark.parametrize(
-    ("source", "token", "folders", "predicted"),
+    ("source", "opened", "predicted"),
     [
-        pytest.param("uploads", "legacy", False, True, id="uploads-over-http-with-a-legacy-token"),
-        pytest.param("uploads", "personal", False, True, id="uploads-over-http-with-a-personal-access-token"),
-        pytest.param("uploads", "invalid", False, False, id="no-uploads-with-an-invalid-token"),
-        pytest.param("uploads", "invalid", True, True, id="uploads-from-label-studios-folder-without-a-valid-token"),
-        pytest.param("local files", "legacy", False, True, id="local-files-over-http"),
-        pytest.param("local files", "invalid", True, True, id="local-files-from-their-folder-without-a-valid-token"),
+        pytest.param("uploads", ("legacy", False), True, id="uploads-over-http-with-a-legacy-token"),
+        pytest.param("local files", ("legacy", False), True, id="local-files-over-http"),
+        pytest.param("uploads", ("personal", False), True, id="uploads-over-http-with-a-personal-access-token"),
+        pytest.param("uploads", ("invalid", False), False, id="no-uploads-with-an-invalid-token"),
+        pytest.param("uploads", ("invalid", True), True, id="uploads-from-label-studios-folder-without-a-valid-token"),
+        pytest.param("local files", ("invalid", True), True, id="local-files-from-their-folder-without-a-valid-token"),
     ],
+    indirect=["opened"],
 )
 def test_pictures_come_by_every_way_that_the_settings_open(
-    label_studio: LabelStudioServer,
-    backends: Backends,
-    pictures: list[Path],
-    source: str,
-    token: str,
-    folders: bool,
-    predicted: bool,
+    label_studio: LabelStudioServer, opened: BackendServer, pictures: list[Path], source: str, predicted: bool
 ) -> None:
     """Uploads and local files are had with either kind of token over HTTP, or from the disk without any."""
-    project = label_studio.create_project(f"{source}, {token} token")
+    project = label_studio.create_project(f"{source}, one way")
     if source == "uploads":
         label_studio.upload(project, pictures[:10])
     else:
@@ -203,28 +219,36 @@ def test_pictures_come_by_every_way_that_the_settings_open(
         for path in pictures[:10]:
             (folder / f"the {path.name}").write_bytes(path.read_bytes())
         label_studio.add_local_files(project, folder)
-    tokens = {"legacy": label_studio.legacy_token, "invalid": "0" * 40}
-    settings: dict[str, str | Path] = {
-        "LABEL_STUDIO_URL": label_studio.url,
-        "LABEL_STUDIO_API_KEY": tokens.get(token) or label_studio.personal_access_token,
-    }
-    if folders:
-        settings["CELESTIAL_LABEL_STUDIO_DATA"] = label_studio.data_folder
-        settings["LOCAL_FILES_DOCUMENT_ROOT"] = label_studio.local_files_root
-    backend = backends(**settings)
-    label_studio.connect_backend(project, backend.url)
+    written = len(opened.log_text())
+    label_studio.connect_backend(project, opened.url)
 
     label_studio.retrieve(project)
 
     tasks = label_studio.tasks(project)
     assert [len(task["predictions"]) for task in tasks] == [int(predicted)] * 10
-    failures = backend.log_text().count("Task ")
+    failures = opened.log_text()[written:].count("Task ")
     assert failures == (0 if predicted else 10)
 
 
-@pytest.mark.parametrize("password", ["p@ss:word/", "Größe"])
+@pytest.fixture(scope="module")
+def guarded(
+    request: pytest.FixtureRequest, label_studio: LabelStudioServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BackendServer]:
+    """A backend that asks for the user `studio` and a password, for all tests with this password."""
+    backend = BackendServer(
+        tmp_path_factory.mktemp("backend"),
+        LABEL_STUDIO_URL=label_studio.url,
+        LABEL_STUDIO_API_KEY=label_studio.legacy_token,
+        BASIC_AUTH_USER="studio",
+        BASIC_AUTH_PASS=request.param,
+    )
+    yield backend
+    backend.kill_group()
+
+
+@pytest.mark.parametrize("guarded", ["p@ss:word/", "Größe"], indirect=True)
 def test_basic_auth_lets_label_studio_in_and_strangers_out(
-    label_studio: LabelStudioServer, backends: Backends, pictures: list[Path], password: str
+    label_studio: LabelStudioServer, guarded: BackendServer, pictures: list[Path]
 ) -> None:
     """
     With the dialog's Basic Authentication the model connects and predicts.
@@ -232,53 +256,45 @@ def test_basic_auth_lets_label_studio_in_and_strangers_out(
     Label Studio sends no credentials with its events, so they arrive once the webhook has the header. It writes
     credentials in Latin-1, where others write UTF-8.
     """
-    backend = guarded_backend(label_studio, backends, password)
+    assert guarded.auth is not None
+    user, password = guarded.auth
     project = label_studio.create_project(f"Basic auth {password}")
     label_studio.upload(project, pictures[:3])
     with pytest.raises(AssertionError, match="authentication parameters were either not provided or are incorrect"):
-        label_studio.connect_backend(project, backend.url)
-    credentials = {"auth_method": "BASIC_AUTH", "basic_auth_user": "studio", "basic_auth_pass": password}
-    label_studio.connect_backend(project, backend.url, **credentials)
+        label_studio.connect_backend(project, guarded.url)
+    credentials = {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password}
+    label_studio.connect_backend(project, guarded.url, **credentials)
     label_studio.retrieve(project)
     assert len(label_studio.predictions(project)) == 3
     for path in ("/setup", "/predict", "/webhook"):
-        assert requests.post(f"{backend.url}{path}", json={}, timeout=10).status_code == 401
+        assert requests.post(f"{guarded.url}{path}", json={}, timeout=10).status_code == 401
 
     first, second, _ = sorted(task["id"] for task in label_studio.tasks(project))
     (webhook,) = label_studio.webhooks(project)
-    seen = len(backend.log_text())
+    seen = len(guarded.log_text())
     label_studio.annotate(first, "Mars")
-    backend.wait_for_log("POST /webhook 401", since=seen)
+    guarded.wait_for_log("POST /webhook 401", since=seen)
 
-    headers = {"Authorization": basic("studio", password)}
+    headers = {"Authorization": basic(user, password)}
     label_studio.api("PATCH", f"/api/webhooks/{webhook['id']}/", json={"headers": headers})
-    seen = len(backend.log_text())
+    seen = len(guarded.log_text())
     label_studio.annotate(second, "Mars")
-    backend.wait_for_log("POST /webhook 2", since=seen)
+    guarded.wait_for_log("POST /webhook 2", since=seen)
 
 
+@pytest.mark.parametrize("guarded", ["p@ss:word/"], indirect=True)
 def test_credentials_in_the_backends_address_reach_the_webhook_too(
-    label_studio: LabelStudioServer, backends: Backends, pictures: list[Path]
+    label_studio: LabelStudioServer, guarded: BackendServer, pictures: list[Path]
 ) -> None:
     """http://user:password@host as Backend URL is enough for predictions and for events."""
-    backend = guarded_backend(label_studio, backends, "p@ss:word/")
     project = label_studio.create_project("Credentials in the address")
     label_studio.upload(project, pictures[:2])
-    label_studio.connect_backend(project, backend.url.replace("//", "//studio:p%40ss%3Aword%2F@"))
+    label_studio.connect_backend(project, guarded.url.replace("//", "//studio:p%40ss%3Aword%2F@"))
     label_studio.retrieve(project)
     assert len(label_studio.predictions(project)) == 2
-    seen = len(backend.log_text())
+    seen = len(guarded.log_text())
     label_studio.annotate(label_studio.tasks(project)[0]["id"], "Mars")
-    backend.wait_for_log("POST /webhook 2", since=seen)
-
-
-def guarded_backend(label_studio: LabelStudioServer, backends: Backends, password: str) -> BackendServer:
-    return backends(
-        LABEL_STUDIO_URL=label_studio.url,
-        LABEL_STUDIO_API_KEY=label_studio.legacy_token,
-        BASIC_AUTH_USER="studio",
-        BASIC_AUTH_PASS=password,
-    )
+    guarded.wait_for_log("POST /webhook 2", since=seen)
 
 
 def test_send_test_request_shows_a_prediction_and_stores_none(
