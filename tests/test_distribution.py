@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -121,6 +122,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "SILENT_S", 0.5)
 
 
+@pytest.fixture
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is soon noticed, but a busy machine is given the time to take a page."""
+    monkeypatch.setattr(distribution, "TAKE_S", 20)
+    monkeypatch.setattr(distribution, "SILENT_S", 1)
+
+
 def left(settings: Settings) -> list[str]:
     return list(make_queue(settings).storage.result_items())
 
@@ -139,12 +147,14 @@ def test_workers_predict_every_page_once(settings: Settings, workers: Workers) -
 
 
 @pytest.mark.usefixtures("impatient")
-def test_pages_that_no_worker_takes_are_predicted_here(settings: Settings, workers: Workers) -> None:
+def test_pages_that_no_worker_takes_are_predicted_here(
+    settings: Settings, workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
     """As when all of them train; they wait once, not each of them. A worker that has time again gets those left."""
     run = Run(make_queue(settings))
-    started = time.monotonic()
-    assert run(12) == dict.fromkeys(all_tasks(12), "here")
-    assert time.monotonic() - started < 4, "not half a second for each page"
+    with caplog.at_level(logging.INFO):
+        assert run(12) == dict.fromkeys(all_tasks(12), "here")
+    assert caplog.text.count("No worker has taken a page") == 1
     predict = run._predict
 
     def slow(page: list[dict[str, Any]]) -> list[Any]:
@@ -160,7 +170,7 @@ def test_pages_that_no_worker_takes_are_predicted_here(settings: Settings, worke
     assert left(settings) == []
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("watchful")
 def test_a_page_whose_worker_is_silent_is_given_to_another(
     settings: Settings, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +193,7 @@ def test_a_page_whose_worker_is_silent_is_given_to_another(
     assert sum(run.distribution.workers.values()) == 24
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("watchful")
 def test_a_worker_that_shows_life_has_its_time(
     settings: Settings, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,7 +384,7 @@ def test_a_worker_that_stops_takes_the_process_with_it(place: Place) -> None:
     place.wait_for((place.marks / "struck-0").exists, 60)
     (child,) = psutil.Process(worker.process.pid).children()
     worker.process.send_signal(signal.SIGTERM)
-    worker.process.wait(5)
+    worker.process.wait(30)
     place.wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
 
 
@@ -388,6 +398,9 @@ def test_a_worker_with_another_model_is_not_heard(place: Place, caplog: pytest.L
 def test_a_process_that_predicts_ends_when_no_page_comes(place: Place) -> None:
     """And its memory with it, though the worker lives on."""
     code = "from celestial_backend import page_predictor as p; p.IDLE_S = 0.2; import os; p.main(os.getppid())"
-    done = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=os.environ | place.environ,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
-    assert done.wait(60) == 0
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=os.environ | place.environ,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
