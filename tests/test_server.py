@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -42,8 +43,12 @@ def body(url: str, path: str, content: Any, timeout: float) -> requests.Response
     return requests.post(f"{url}{path}", json=content, timeout=timeout)
 
 
-def test_health_and_setup_keep_their_limits_from_the_first_second(tmp_path: Path) -> None:
-    """While TensorFlow is still loading, /health answers within 1 s and /setup within 3 s; /predict waits."""
+def test_health_and_setup_answer_from_the_first_second(tmp_path: Path) -> None:
+    """
+    While TensorFlow is still loading, /health and /setup answer soon, also on a busy machine; /predict waits.
+
+    Label Studio's own limits are held by `python -m benchmarks.soak`.
+    """
     port = free_port()
     server = ServerProcess(
         [BIN / "label-studio-ml", "start", ".", "--port", str(port)],
@@ -77,12 +82,22 @@ def test_health_and_setup_keep_their_limits_from_the_first_second(tmp_path: Path
 def test_workers_are_there_and_say_one_version(backends: Backends) -> None:
     """WORKERS processes answer, and all with the same version."""
     server = backends(WORKERS="3")
-    server.wait_for_log("Loaded", seconds=60)
-    below = psutil.Process(server.process.pid).children(recursive=True)
-    children = [[" ".join(child.cmdline()) for child in one.children()] for one in below]
-    (mine,) = [commands for commands in children if any("celestial_backend.worker" in command for command in commands)]
-    assert len(mine) == 3 + 1, "three for requests, and one for trainings"
+    deadline = time.monotonic() + 60
+    while len(commands := children_of_the_master(server)) < 3 + 1:  # three for requests, and one for trainings
+        assert time.monotonic() < deadline, commands
+        time.sleep(0.1)
+    assert len(commands) == 3 + 1
     assert len({server.model_version for _ in range(30)}) == 1
+
+
+def children_of_the_master(server: ServerProcess) -> list[str]:
+    """The command lines of the processes beside the training worker, and its own."""
+    for one in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            commands = [" ".join(child.cmdline()) for child in one.children()]
+            if any("celestial_backend.worker" in command for command in commands):
+                return commands
+    return []
 
 
 @pytest.fixture
@@ -102,15 +117,20 @@ def test_threads_predict_side_by_side(backends: Backends, originals: Path, threa
     """With one of THREADS a task waits for the batch before it, with two it does not; /health never waits."""
     server = backends(CELESTIAL_DATA_FOLDER=originals, THREADS=threads)
     server.predict(BATCH[:1])
-    asking = threading.Thread(target=lambda: server.predict(BATCH))
+    ended: list[str] = []
+
+    def ask(name: str, values: list[str]) -> None:
+        server.predict(values)
+        ended.append(name)
+
+    asking = threading.Thread(target=ask, args=("batch", BATCH))
     asking.start()
     time.sleep(0.2)
     assert requests.get(f"{server.url}/health", timeout=60).status_code == 200
-    assert asking.is_alive()
-    server.predict(BATCH[:1])
-    asking.join(0.5 if waits else 0)
-    assert asking.is_alive() is not waits
+    assert ended == []
+    ask("task", BATCH[:1])
     asking.join()
+    assert ended == (["batch", "task"] if waits else ["task", "batch"])
 
 
 def test_a_stop_lets_running_requests_end(backends: Backends, originals: Path) -> None:
