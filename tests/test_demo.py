@@ -19,7 +19,7 @@ from typing import IO, Any
 import pytest
 import requests
 from backend_server import REPOSITORY, free_port
-from browser import annotator, find_chromium
+from browser import HOW_TO_GET_ONE, annotator, find_chromium
 from label_studio import label_studio_program, networks_without
 from playwright.sync_api import expect
 
@@ -85,11 +85,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str],
     for process in started:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            process.wait(60)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
         if process.stdout is not None:
             process.stdout.close()
     for log in logs:
         log.close()
+    for one in inhabitants(tmp_path):  # of a demonstration that was killed, if the test went no further
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def looked_at(program: str, root: str, shown: Shown, pictures: Path) -> None:
@@ -126,6 +130,8 @@ def test_one_command_shows_everything_and_leaves_nothing(
     assert session.get(shown["url"], timeout=30).url == shown["url"]
     if (program := find_chromium()) is not None:
         looked_at(program, root, shown, Path(os.environ.get("TEST_SCREENSHOTS") or tmp_path))
+    elif os.environ.get("CI") == "true":
+        pytest.fail(HOW_TO_GET_ONE)
 
     second = done(folder)
     assert second.returncode == 6
@@ -194,16 +200,16 @@ def test_a_port_that_is_taken_is_not_given() -> None:
 def test_a_server_that_was_left_behind_is_ended_and_a_stranger_is_not(tmp_path: Path) -> None:
     """The lock tells them apart: a process number alone may long belong to somebody else."""
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    stranger = subprocess.Popen(sleep, start_new_session=True)
-    (tmp_path / "one.pid").write_text(str(stranger.pid))
-    Server(tmp_path, "one").end_leftover()
-    assert stranger.poll() is None
+    with contextlib.ExitStack() as running:
+        stranger = running.enter_context(subprocess.Popen(sleep, start_new_session=True))
+        running.callback(stranger.kill)
+        (tmp_path / "one.pid").write_text(str(stranger.pid))
+        Server(tmp_path, "one").end_leftover()
+        assert stranger.poll() is None
 
-    behind = Server(tmp_path, "two")
-    behind.start(sleep, os.environ, tmp_path)
-    Server(tmp_path, "two").end_leftover()
-    with pytest.raises(StudioError, match=r"two has ended\. Its process was ended by signal 15"):
-        behind.see_that_it_runs()
-    behind.stop()
-    stranger.kill()
-    stranger.wait()
+        behind = Server(tmp_path, "two")
+        running.callback(behind.stop)
+        behind.start(sleep, os.environ, tmp_path)
+        Server(tmp_path, "two").end_leftover()
+        with pytest.raises(StudioError, match=r"two has ended\. Its process was ended by signal 15"):
+            behind.see_that_it_runs()

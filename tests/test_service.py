@@ -73,7 +73,8 @@ class Service(Place):
 
     def stop(self) -> None:
         super().stop()
-        self.server.stop()
+        if hasattr(self, "server"):  # it is missing when the first start failed, and has ended then
+            self.server.stop()
 
 
 @pytest.fixture
@@ -212,7 +213,11 @@ def test_a_web_server_whose_master_alone_is_killed_ends_whole(service: Service, 
 
 
 def test_webhooks_are_answered_in_time_while_a_training_runs(service: Service, record_property: Any) -> None:
-    """Two hundred in ten seconds: each within Label Studio's second, one more training waits, people are served."""
+    """
+    Two hundred in ten seconds: each soon, also on a busy machine; one more training waits, people are served.
+
+    Label Studio's own second is held by `python -m benchmarks.soak`.
+    """
     service.start(FAULT_LEARN="120", FAULT_BURN="2", CELESTIAL_TRAIN_EVERY="10")
     service.server.wait_for_log("Loaded", seconds=60)
     first = service.press()
