@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
@@ -131,17 +132,33 @@ def test_a_command_that_is_killed_is_completed(
 def test_trainings_and_pages_wait_for_each_other_and_not_for_ever(
     label_studio: LabelStudioServer, pictures: list[str], place: Place, command: Command
 ) -> None:
-    """What a training worker has no time for, the command predicts; a training is accepted and run meanwhile."""
+    """
+    What a training worker has no time for, the command predicts, and no more.
+
+    The next training is asked for as soon as the worker has time for pages; it is run while some are left.
+    """
     project, tasks = project_with(label_studio, pictures, TASKS)
-    place.worker(FAULT_LEARN="15")
+    worker = psutil.Process(place.worker(FAULT_LEARN="12").process.pid)  # longer than the command waits for a worker
     place.stage(place.request("3"), "reading labels")
     later: list[str] = []
-    asking = threading.Timer(12, lambda: later.append(place.request("4")))
+
+    def predicts() -> bool:
+        with contextlib.suppress(psutil.Error):  # a training that has just ended
+            return any("celestial_backend.page_predictor" in child.cmdline() for child in worker.children())
+        return False
+
+    def ask() -> None:
+        place.wait_for(predicts)
+        later.append(place.request("4"))
+
+    asking = threading.Thread(target=ask)
     asking.start()
-    done = command(project, "--distribute", "--rate", RATE)
+    done = command(project, "--distribute", "--rate", "20")  # takes twice as long as the first training
+    begun = [place.job(job).started_at for job in later]
     asking.join()
+    assert any(begun), "the second training waited until all tasks were predicted"
     assert done["predicted"] == TASKS
-    assert sum(done["workers"].values()) < TASKS
+    assert 0 < sum(done["workers"].values()) < TASKS
     assert held(label_studio, project) == dict.fromkeys(tasks, 1)
     assert place.ended(later[0], 60).state == PUBLISHED
 
