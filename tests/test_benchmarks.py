@@ -133,11 +133,15 @@ def test_the_table_comes_from_the_json(tmp_path: Path) -> None:
 
 
 def test_the_readme_shows_the_measured_figures() -> None:
-    """Its table is the one that the kept results give, and there is none without them."""
+    """Its table and its picture are those that the kept results give, of a whole run; there are none without them."""
     kept = REPOSITORY / "benchmarks" / "results" / "results.json"
     section = (REPOSITORY / "README.md").read_text().split("\n## How fast it is\n")[1].split("\n## ")[0]
     table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
-    assert table == (table_of(json.loads(kept.read_text())) if kept.exists() else "")
+    results = json.loads(kept.read_text()) if kept.exists() else {}
+    assert table == (table_of(results) if results else "")
+    if results:
+        assert kept.with_suffix(".svg").read_text() == chart(results)
+        assert not results["about"]["quick"]
 
 
 def test_ratios_come_before_figures() -> None:

@@ -116,9 +116,10 @@ def test_who_is_asked_second_knows_when_the_first_was(nginx: NginxServer, hosts:
     hosts[0].answers["/predict"] = break_off_late
     before = time.time()
     assert ask(nginx, "/predict").status_code == 200
+    after = time.time()
     ((_, first),), ((_, second),) = (host.requests for host in hosts if host.requests)
     assert first["X-Request-Start"] == second["X-Request-Start"]
-    assert before - 0.01 <= float(first["X-Request-Start"].removeprefix("t=")) <= before + 0.4
+    assert before - 0.01 <= float(first["X-Request-Start"].removeprefix("t=")) <= after - 0.5
 
 
 def test_a_backend_that_is_gone_costs_nothing(start: Callable[..., NginxServer], hosts: Hosts) -> None:
@@ -175,7 +176,7 @@ def test_an_event_arrives_though_label_studio_has_stopped_waiting(nginx: NginxSe
     hosts[0].answers["/webhook"] = slow
     with pytest.raises(requests.ReadTimeout):
         ask(nginx, "/webhook", timeout=0.3)
-    assert came.is_set()
+    assert came.wait(10)
     deadline = time.monotonic() + 10
     while sum(hosts.asked) < 2:
         assert time.monotonic() < deadline, nginx.log_tail()

@@ -193,7 +193,7 @@ def predict(url: str, values: list[str], project: int = 1) -> list[Any]:
 
 
 def version(url: str, project: int) -> str:
-    answer = requests.post(f"{url}/setup", json={"project": f"{project}.1", "schema": label_config()}, timeout=3)
+    answer = requests.post(f"{url}/setup", json={"project": f"{project}.1", "schema": label_config()}, timeout=10)
     assert answer.status_code == 200, answer.reason
     return str(answer.json()["model_version"])
 
