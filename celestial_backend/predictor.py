@@ -17,6 +17,7 @@ from PIL import Image
 from celestial_backend.admission import Bench
 from celestial_backend.classifier import Classifier
 from celestial_backend.errors import CelestialError, RequestError
+from celestial_backend.heap import Heap
 from celestial_backend.images import ImageReader
 from celestial_backend.labels import ChoiceMap
 from celestial_backend.metrics import MODEL, PREPARE, Metrics
@@ -43,6 +44,7 @@ class Predictor:
         self._metrics = metrics
         self._batch_size = settings.batch_size
         self._bench = Bench(settings)
+        self._heap = Heap()
         # A picture that is here wants a core, and no thread but one; those that are fetched wait elsewhere.
         self._near = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="picture")
         self._far = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="fetched")
@@ -106,6 +108,7 @@ class Predictor:
         answers: list[Any] = []
         for chunk, inputs in self._prepared(tasks, classifier, choices, deadline):
             answers += self._answers(chunk, inputs, classifier, choices, deadline, on_failure)
+            self._heap.used(len(chunk))
         left = [LATE] * (len(tasks) - len(answers))
         late = sum(answer is LATE for answer in answers + left)
         if late:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "celestial_backend"
 FLOORS = [
     {"__init__", "errors", "files"},
-    {"tables", "metrics", "bombs", "deadlines", "connections", "passes"},
+    {"tables", "metrics", "bombs", "deadlines", "connections", "passes", "heap"},
     {"settings", "logs", "protocol", "label_config", "exported", "decode", "folders", "teaching", "contest"},
     {"body", "renderer", "augment", "robustness", "modelcard", "ledger", "pointers", "job_queue", "processes", "reach"},
     {"network", "examples", "tags", "pages", "outbox", "admission"},
