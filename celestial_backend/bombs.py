@@ -2,8 +2,9 @@
 Picture files that cost far more than their bytes and pixels, told by how they are built.
 
 A decoder works through some parts of a file in loops that a stranger can make long:
-fifty lines of a JPEG may ask for the whole picture fifty times, and a TIFF may be cut
-into millions of tiles. Limits here are far above what cameras and programs write.
+fifty lines of a JPEG may ask for the whole picture fifty times, a TIFF may be cut into
+millions of tiles, and Pillow reads a BMP's run lengths in Python. Limits here are far
+above what cameras and programs write.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ CHUNKS_MAX = 50_000  # of a PNG; programs write some for each megabyte
 BLOCKS_MAX = 20_000  # of a GIF before its first frame; they hold five megabytes
 STRIPS_MAX = 100_000  # of a TIFF, or tiles; programs write no more than the picture has rows
 ENTRIES_MAX = 4_000  # of a TIFF's directory
+RUNS_MAX = 10_000_000  # pixels of a BMP that is stored in run lengths, and its bytes; so many take a few seconds
 
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # no stuffed byte, restart or filling
 BARE_MARKERS = (0x01, 0xD8)  # those without a length
 EXTENSION, FRAME = 0x21, 0x2C  # the first byte of what a GIF consists of
-SMALL_TYPES = (1, 2, 6, 7)  # of a TIFF's values: bytes and text, such as a colour profile, are not counted
+STRIPS = (273, 324)  # where a TIFF says where its strips and tiles are, in numbers of any type
+SMALL_TYPES = (1, 2, 7)  # of a TIFF's other values: bytes and text, such as a colour profile, are not counted
+RUN_LENGTHS = (1, 2)  # how a BMP may be compressed, with 8 and with 4 bits for a pixel
 
 
 def refuse_bomb(data: bytes) -> None:
     """
-    Refuse a JPEG, PNG, GIF or TIFF of too many parts; costs some microseconds.
+    Refuse a JPEG, PNG, GIF, TIFF or BMP of too many parts; costs some microseconds.
 
     Raises:
         TooLargeError: It has more parts than a picture needs; it was not decoded.
@@ -43,6 +47,8 @@ def refuse_bomb(data: bytes) -> None:
         _check_gif(data)
     elif data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         _check_tiff(data)
+    elif data.startswith(b"BM") and len(data) > 34:
+        _check_bmp(data)
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -103,11 +109,18 @@ def _check_tiff(data: bytes) -> None:
         if entries > ENTRIES_MAX:
             raise _too_many("TIFF", ENTRIES_MAX, "entries")
         for at in range(start, start + entries * struct.calcsize(order + entry), struct.calcsize(order + entry)):
-            _, kind, count = struct.unpack_from(order + entry, data, at)
-            if count > STRIPS_MAX and kind not in SMALL_TYPES:
+            tag, kind, count = struct.unpack_from(order + entry, data, at)
+            if count > STRIPS_MAX and (tag in STRIPS or kind not in SMALL_TYPES):
                 raise _too_many("TIFF", STRIPS_MAX, "strips or tiles")
     except (struct.error, OverflowError):
         return  # cut off, or none: the decoder says so
+
+
+def _check_bmp(data: bytes) -> None:
+    head, width, height, compression = struct.unpack_from("<IIi4xI", data, 14)
+    long = max(width * abs(height), len(data)) > RUNS_MAX
+    if long and compression in RUN_LENGTHS and head >= 40:  # a shorter head has colours there
+        raise _too_many("run-length BMP", RUNS_MAX, "pixels, and as many bytes")
 
 
 def _too_many(kind: str, most: int, parts: str) -> TooLargeError:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from test_decode import claiming, noise, saved
 
-from celestial_backend.bombs import BLOCKS_MAX, CHUNKS_MAX, SCANS_MAX, SEGMENTS_MAX, STRIPS_MAX
+from celestial_backend.bombs import BLOCKS_MAX, CHUNKS_MAX, RUNS_MAX, SCANS_MAX, SEGMENTS_MAX, STRIPS_MAX
 from celestial_backend.decode import FORMATS, decode
 from celestial_backend.errors import DecodeError, TooLargeError
 
@@ -73,6 +73,20 @@ def tiles(side: int, big: bool = False) -> bytes:
     return (head + entries).ljust(512, b"\0") + struct.pack("<H", 8) * count
 
 
+def offsets(tag: int, kind: int, count: int = 300_000) -> bytes:
+    """A TIFF that names its strips or tiles in numbers of one byte."""
+    tags = [(256, 4, 1, 1000), (257, 4, 1, 1000), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (277, 3, 1, 1),
+            (278, 4, 1, 1), (322, 4, 1, 1), (323, 4, 1, 1), (tag, kind, count, 512)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", *one) for one in tags)
+    return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries).ljust(512, b"\0") + b"\1" * count
+
+
+def runs(side: int, body: bytes) -> bytes:
+    """A BMP of one palette colour whose pixels are these run lengths."""
+    head = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(body), 0, 0, 1, 1)
+    return b"BM" + struct.pack("<I4xI", 58 + len(body), 58) + head + bytes((0, 0, 255, 0)) + body
+
+
 def gif_of(width: int, height: int) -> bytes:
     return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + plain("GIF")[13:]
 
@@ -102,6 +116,12 @@ REFUSED = {
     "gif-blocks-after-filling": (lambda: blocks(5_000_000, b"\0\0\x21\xfe"), rf"may have {BLOCKS_MAX} blocks"),
     "tiff-tiles": (lambda: tiles(1500), rf"may have {STRIPS_MAX} strips or tiles"),
     "big-tiff-tiles": (lambda: tiles(1500, big=True), rf"may have {STRIPS_MAX} strips or tiles"),
+    "tiff-strips-in-bytes": (lambda: offsets(273, 1), rf"may have {STRIPS_MAX} strips or tiles"),
+    "tiff-tiles-in-bytes": (lambda: offsets(324, 1), rf"may have {STRIPS_MAX} strips or tiles"),
+    "tiff-strips-in-signed-bytes": (lambda: offsets(273, 6), rf"may have {STRIPS_MAX} strips or tiles"),
+    "tiff-tiles-in-signed-bytes": (lambda: offsets(324, 6), rf"may have {STRIPS_MAX} strips or tiles"),
+    "bmp-runs": (lambda: runs(100, b"\0\0" * RUNS_MAX), rf"may have {RUNS_MAX} pixels, and as many bytes"),
+    "bmp-runs-of-many-pixels": (lambda: runs(7000, b"\1\0\0\0" * 7000), rf"may have {RUNS_MAX} pixels"),
     "png-size": (lambda: claiming(65_000, 65_000), "million pixels"),
     "png-size-of-signed-numbers": (lambda: claiming(2**31 - 1, 2**31 - 1), "million pixels"),
     "gif-size": (lambda: gif_of(65_535, 65_535), "million pixels"),
@@ -150,7 +170,9 @@ def test_a_bomb_costs_neither_time_nor_memory(name: str) -> None:
         pytest.param(lambda: blocks(9000), id="gif-with-a-long-comment"),
         pytest.param(lambda: saved(Image.new("L", (2, 9000)), "TIFF", tiffinfo={278: 1}), id="tiff-of-single-rows"),
         pytest.param(lambda: saved(Image.new("RGB", (8, 8)), "TIFF", icc_profile=bytes(2_000_000)), id="large-profile"),
+        pytest.param(lambda: saved(Image.new("RGB", (8, 8)), "TIFF", tiffinfo={700: bytes(2_000_000)}), id="notes"),
         pytest.param(lambda: saved(Image.new("RGB", (8, 8)), "TIFF", big_tiff=True), id="big-tiff"),
+        pytest.param(lambda: runs(100, b"\x64\0\0\0" * 100), id="bmp-of-runs"),
     ],
 )
 def test_what_programs_write_is_no_bomb(make: Callable[[], bytes]) -> None:
