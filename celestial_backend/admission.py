@@ -116,13 +116,12 @@ class Bench:
                 self._free.wait()
             self._pictures += 1
             self._pixels += pixels
-            self._free.notify()  # there may be room for one more
 
     def _leave(self, pixels: int) -> None:
         with self._free:
             self._pictures -= 1
             self._pixels -= pixels
-            self._free.notify()
+            self._free.notify_all()  # the next in line may not fit, and one behind it may
 
 
 class Room:

@@ -120,6 +120,31 @@ def test_pictures_in_flight_are_bounded(pixels: list[int], side_by_side: int) ->
     assert most == side_by_side
 
 
+def test_a_picture_that_fits_does_not_wait_for_one_that_does_not() -> None:
+    """One leaves: the next in line is too large for its room, and the one behind that is let in."""
+    bench = Bench(Settings(image_max_megapixels=10), pictures=4)
+    let_in = {size: threading.Event() for size in (15 * MB, 10 * MB)}
+
+    def work(size: int) -> None:
+        with bench.room() as room:
+            room.take(size)
+            let_in[size].set()
+
+    with bench.room() as stays:
+        stays.take(10 * MB)
+        with bench.room() as leaves:
+            leaves.take(10 * MB)
+            line = [threading.Thread(target=work, args=(size,)) for size in let_in]
+            for thread in line:
+                thread.start()
+                time.sleep(0.1)  # it waits now, in this order
+        fitted = let_in[10 * MB].wait(WAIT_S)
+        assert not let_in[15 * MB].is_set()
+    for thread in line:
+        thread.join()
+    assert fitted
+
+
 @pytest.fixture
 def host() -> PictureHost:
     with picture_host() as host:
