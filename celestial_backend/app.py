@@ -123,7 +123,7 @@ def _check(services: Services) -> Any:
     if request.path == "/webhook":
         body["project"] = {"label_config": ""} | body["project"] | {"id": int(body["project"]["id"])}
     if request.path == "/predict":
-        asked_at = g.started - _waited(services.settings.predict_max_s)
+        asked_at = min(g.started, time.monotonic() - _waited(services.settings.predict_max_s))
         body["params"] = {"context": (body.get("params") or {}).get("context"), "asked_at": asked_at}
     if request.path == "/setup":
         body["project"] = body.get("project") or ""

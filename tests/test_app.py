@@ -19,6 +19,7 @@ from flask.testing import FlaskClient
 from label_studio_sdk.label_interface import LabelInterface
 
 from celestial_backend.app import create_app
+from celestial_backend.backend import CelestialBodiesBackend
 from celestial_backend.classifier import Classifier
 from celestial_backend.images import ImageReader
 from celestial_backend.network import Postprocess, Preprocess, load_card
@@ -535,6 +536,24 @@ def test_a_request_that_a_proxy_repeats_is_answered_while_label_studio_waits(
     (seconds,) = left
     assert 0 < seconds <= 60
     assert (seconds <= 20) is hurries
+
+
+def test_the_time_that_a_body_takes_counts_once(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy hands a request on at once, and half a second later its body is there: it was asked when it came."""
+    asked: list[float] = []
+    monkeypatch.setattr(CelestialBodiesBackend, "predict", lambda *_, asked_at, **__: asked.append(asked_at) or [])
+    body = json.dumps({"tasks": [], "label_config": label_config(), "project": "1.1"}).encode()
+
+    class Slow(io.RawIOBase):
+        def readinto(self, buffer: Any) -> int:
+            time.sleep(0.5)
+            buffer[: len(body)] = body
+            return len(body)
+
+    came, headers = time.monotonic(), {"X-Request-Start": f"t={time.time():.6f}"}
+    sent = {"wsgi.input": Slow(), "CONTENT_LENGTH": str(len(body))}
+    assert client.post("/predict", headers=headers, environ_overrides=sent).status_code == 200
+    assert asked[0] == pytest.approx(came, abs=0.25)
 
 
 def test_each_request_leaves_one_line_with_counts(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
