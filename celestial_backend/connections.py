@@ -1,10 +1,11 @@
 """
 gunicorn's threads, kept from clients that are slow.
 
-gunicorn 26 waits without end for the rest of a request that has begun, lets a new
+gunicorn 27 waits without end for the rest of a request that has begun, lets a new
 connection hold a thread for 5 seconds before it says anything, and lingers in its main
 thread, which accepts everybody's connections, for up to 2 seconds with a client that
-does not hang up.
+does not hang up. What is mended here holds for plain HTTP: under TLS (``--certfile``) the
+handshake, the rest of a request and the taking of an answer are waited for as gunicorn does.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import errno
 import math
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gunicorn.workers import gthread
 
 FIRST_BYTE_S = 0.1  # that a new connection may hold a thread; it goes on without one
 REQUEST_S = 30.0  # from a request's first byte to its last
-SILENT_S = 30.0  # that a client may take nothing of its answer
+SEND_S = 30.0  # in which a client must have taken what is sent in one piece, as our answers are
 
 
 class Worker(gthread.ThreadWorker):  # type: ignore[misc]
@@ -31,11 +33,12 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         """Serve one request; in a thread of the pool."""
         if not conn.initialized and not conn.data_ready and not conn.wait_for_data(FIRST_BYTE_S):
             return gthread._DEFER
-        if not isinstance(conn.sock, _Connection):
+        if not conn.initialized and not isinstance(conn.sock, _Connection):  # later it may be one of TLS
             conn.sock = _Connection(fileno=conn.sock.detach())
         conn.sock.read_until = time.monotonic() + REQUEST_S
         kept = super().handle(conn)
         if kept is False:
+            conn.sock.read_until = math.inf  # closing has a limit of its own
             with suppress(OSError):
                 conn.close(graceful=True)
         return kept
@@ -57,18 +60,24 @@ class _Connection(socket.socket):
         left = self.read_until - time.monotonic()
         if left <= 0:
             raise _too_slow()
-        self.settimeout(left)
-        try:
+        with self._within(left):
             return super().recv(*args)
-        except TimeoutError as error:
-            raise _too_slow() from error
 
     def sendall(self, *args: Any) -> None:
-        self.settimeout(SILENT_S)
-        try:
+        with self._within(SEND_S):
             super().sendall(*args)
+
+    @contextmanager
+    def _within(self, seconds: float) -> Iterator[None]:
+        """Wait for the client no longer than so many seconds, and fewer where gunicorn has set fewer."""
+        own = self.gettimeout()
+        self.settimeout(seconds if own is None else min(seconds, own))
+        try:
+            yield
         except TimeoutError as error:
             raise _too_slow() from error
+        finally:
+            self.settimeout(own)
 
 
 def _too_slow() -> ConnectionResetError:
