@@ -17,6 +17,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, NotFound, Req
 from celestial_backend import metrics, openapi, protocol
 from celestial_backend.admission import RETRY_S
 from celestial_backend.backend import CelestialBodiesBackend
+from celestial_backend.connections import MalformedBody
 from celestial_backend.errors import BodyTooLargeError, BodyTooLateError, BusyError, CelestialError, RequestError
 from celestial_backend.protocol import TRAIN_EVENTS
 from celestial_backend.reach import note_event
@@ -158,6 +159,11 @@ def _body(settings: Settings) -> Any:
         raise RequestError(f"The body of {request.path} must not be nested by the hundreds, and is.") from None
     except ClientDisconnected as error:
         raise BodyTooLateError("The body of the request did not come whole and in time. Send it again.") from error
+    except MalformedBody as error:
+        raise RequestError(
+            f"The chunks of the body of {request.path} must be as HTTP has them, and are not ({type(error).__name__}). "
+            "Send it with a Content-Length."
+        ) from error
     except RequestEntityTooLarge:
         pass
     raise BodyTooLargeError(

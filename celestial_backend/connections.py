@@ -19,11 +19,14 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from gunicorn.http.errors import ParseException
 from gunicorn.workers import gthread
 
 FIRST_BYTE_S = 0.1  # that a new connection may hold a thread; it goes on without one
 REQUEST_S = 30.0  # from a request's first byte to its last
 SEND_S = 30.0  # in which a client must have taken what is sent in one piece, as our answers are
+
+MalformedBody = ParseException  # what reading a body may raise: it comes in chunks, and not as HTTP has them
 
 
 class Worker(gthread.ThreadWorker):  # type: ignore[misc]

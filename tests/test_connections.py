@@ -128,6 +128,24 @@ def test_a_body_without_a_length_is_bounded_too(url: str, path: str) -> None:
     assert refused.reason.startswith("A request may have 1 MB, and this one has more.")
 
 
+@pytest.mark.parametrize("path", ["predict", "setup", "webhook"])
+@pytest.mark.parametrize(
+    ("chunks", "fault"),
+    [
+        (b"zz\r\n", "InvalidChunkSize"),
+        (b"2\r\n{}!!", "ChunkMissingTerminator"),
+        (b"2\r\n{}\r\n0\r\nno trailer\r\n\r\n", "InvalidHeader"),
+    ],
+)
+def test_chunks_that_are_none_get_a_sentence(url: str, path: str, chunks: bytes, fault: str) -> None:
+    """A body that breaks the rules of HTTP is the client's fault: 400, and no traceback in the log."""
+    with connect(url) as link:
+        link.sendall(f"POST /{path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + chunks)
+        said = answer(link)
+    assert said.startswith(f"HTTP/1.1 400 The chunks of the body of /{path} must be as HTTP has them".encode())
+    assert f"({fault})".encode() in said
+
+
 def test_more_than_the_line_holds_are_refused_at_once(url: str) -> None:
     """One at work and four in line, whose bodies have not come yet: the sixth gets 503, Retry-After and a sentence."""
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n "
