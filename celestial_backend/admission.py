@@ -1,4 +1,4 @@
-"""How many predictions a process takes on: some are worked at side by side, others wait in line, more are refused."""
+"""How much a process takes on: predictions are worked at side by side, others wait in line, more are refused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from celestial_backend.errors import BusyError
 from celestial_backend.settings import Settings
 
 LINE = 128  # predictions that may wait; each holds one thread of the web server and next to no memory
+OTHERS_SHARE = 0.1  # of the bytes of predictions, for /setup and /webhook; 10,000 choices have a megabyte
 RETRY_S = 5  # what a refused client is told to wait
 
 
@@ -19,47 +20,18 @@ class Admission:
     """
     Guards one process; lives as long as it, safe between threads.
 
-    Only predictions pass here: /health, /setup and /webhook are always answered. Large
-    requests may take half of the places, so that a single task of somebody who labels
-    is never behind a line of them.
+    Predictions have places of their own: however many wait, /health, /setup and /webhook
+    are answered. Where THREADS is 2 or more, large requests may take half of the turns, so
+    that a single task of somebody who labels is never behind a line of them.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._lock = threading.Lock()
-        self._requests, self._bytes = 0, 0
-        self._max_requests = settings.threads + LINE
-        self._max_bytes = settings.request_max_mb * 1_000_000
+        requests, max_bytes = settings.threads + LINE, settings.request_max_mb * 1_000_000
+        self.predictions = Places("predictions", requests, int(max_bytes))
+        self.others = Places("answers of /setup and /webhook", requests, int(max_bytes * OTHERS_SHARE))
         self._small = settings.batch_size
         self._work = threading.Semaphore(settings.threads)
         self._large_work = threading.Semaphore(max(1, settings.threads // 2))
-
-    @contextmanager
-    def place(self, size: int) -> Iterator[None]:
-        """
-        Hold a place for a request, from before its body is read until it is answered.
-
-        Whatever its size, it is let in where the others hold less than CELESTIAL_REQUEST_MAX_MB.
-
-        Args:
-            size: Bytes of its body.
-
-        Raises:
-            BusyError: Too many requests, or too many bytes, are here already.
-        """
-        with self._lock:
-            if self._requests >= self._max_requests or self._bytes >= self._max_bytes:
-                raise BusyError(
-                    f"Too many predictions are asked for at once: {self._requests} with {self._bytes / 1e6:.1f} MB are "
-                    f"here already. Ask again in {RETRY_S} seconds, or raise WORKERS."
-                )
-            self._requests += 1
-            self._bytes += size
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._requests -= 1
-                self._bytes -= size
 
     @contextmanager
     def turn(self, tasks: int, until: float) -> Iterator[None]:
@@ -77,11 +49,71 @@ class Admission:
             for turns in (self._large_work, self._work) if tasks > self._small else (self._work,):
                 if not turns.acquire(timeout=max(0.0, until - time.monotonic())):
                     raise BusyError(
-                        f"{self._requests} predictions are asked for at once, and this one's turn did not come in time."
-                        f" Ask again in {RETRY_S} seconds, or raise WORKERS."
+                        f"{self.predictions.requests} predictions are asked for at once, and this one's turn did not "
+                        f"come in time. Ask again in {RETRY_S} seconds, or raise WORKERS."
                     )
                 held.callback(turns.release)
             yield
+
+
+class Places:
+    """
+    Bounds the requests of one kind and the bytes of their bodies; safe between threads.
+
+    Bytes count as they come. All that are here together have less than twice `max_bytes`,
+    which one request may have.
+    """
+
+    def __init__(self, kind: str, max_requests: int, max_bytes: int) -> None:
+        self.requests, self.bytes, self.max_bytes = 0, 0, max_bytes
+        self._lock = threading.Lock()
+        self._kind, self._max_requests = kind, max_requests
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """
+        Hold a place for a request, from before its body is read until it is answered.
+
+        Raises:
+            BusyError: Too many requests, or too many bytes, are here already.
+        """
+        place = Place(self)
+        self._add(requests=1)
+        try:
+            yield place
+        finally:
+            with self._lock:
+                self.requests -= 1
+                self.bytes -= place.bytes
+
+    def _add(self, requests: int = 0, size: int = 0, own: int = 0) -> None:
+        """Let in a request, or more bytes of one that has its own; whatever their number, where others have few."""
+        with self._lock:
+            if self.requests + requests > self._max_requests or self.bytes - own >= self.max_bytes:
+                raise BusyError(
+                    f"Too many {self._kind} are asked for at once: {self.requests} with {self.bytes / 1e6:.1f} MB are "
+                    f"here already. Ask again in {RETRY_S} seconds, or raise WORKERS."
+                )
+            self.requests += requests
+            self.bytes += size
+
+
+class Place:
+    """What one request holds of the places."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self.bytes = 0
+
+    def take(self, size: int) -> None:
+        """
+        Count bytes of the body that have come.
+
+        Raises:
+            BusyError: The other requests have as many as one may have.
+        """
+        self._places._add(size=size, own=self.bytes)
+        self.bytes += size
 
 
 class Bench:

@@ -9,13 +9,13 @@ import logging
 import time
 import uuid
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import IO, Any
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, NotFound, RequestEntityTooLarge
 
 from celestial_backend import metrics, openapi, protocol
-from celestial_backend.admission import RETRY_S
+from celestial_backend.admission import RETRY_S, Place
 from celestial_backend.backend import CelestialBodiesBackend
 from celestial_backend.connections import MalformedBody
 from celestial_backend.errors import BodyTooLargeError, BodyTooLateError, BusyError, CelestialError, RequestError
@@ -41,7 +41,6 @@ def create_app(services: Services) -> Flask:
     document = openapi.document(guarded=services.settings.basic_auth_user is not None)
     app.add_url_rule("/openapi.json", "openapi", lambda: document)
     app.add_url_rule("/docs", "docs", lambda: _page(document))
-    app.config["MAX_CONTENT_LENGTH"] = int(services.settings.request_max_mb * 1_000_000)
     app.before_request(_open)
     app.before_request(lambda: _authorize(services.settings))
     app.before_request(lambda: _check(services))
@@ -110,10 +109,9 @@ def _check(services: Services) -> Any:
         raise NotFound
     if request.path not in protocol.REQUESTS or request.method != "POST":
         return None
-    if request.path == "/predict":
-        size = request.content_length if request.content_length is not None else request.max_content_length
-        g.held.enter_context(services.admission.place(size or 0))
-    body = _body(services.settings)
+    admission = services.admission
+    places = admission.predictions if request.path == "/predict" else admission.others
+    body = _body(g.held.enter_context(places.place()), places.max_bytes)
     if request.path == "/webhook" and isinstance(body, dict):
         if not isinstance(body.get("action"), str):
             raise RequestError("The body of /webhook must name its event in \"action\".")
@@ -148,12 +146,26 @@ def _waited(most_s: float) -> float:
     return seconds if 0 <= seconds <= most_s else 0.0
 
 
-def _body(settings: Settings) -> Any:
+class _Counted:
+    """A request's bytes, counted as they come."""
+
+    def __init__(self, stream: IO[bytes], place: Place) -> None:
+        self._stream = stream
+        self._place = place
+
+    def read(self, size: int = -1) -> bytes:
+        part = self._stream.read(size)
+        self._place.take(len(part))
+        return part
+
+
+def _body(place: Place, max_bytes: int) -> Any:
     """What the request's bytes say as JSON, whatever type they claim to be; None if they are none."""
+    request.environ["wsgi.input"] = _Counted(request.environ["wsgi.input"], place)
+    request.max_content_length = max_bytes
     try:
         # Werkzeug refuses an announced length, and cuts what comes in chunks without a word.
-        whole = request.content_length is not None or len(request.get_data()) < settings.request_max_mb * 1_000_000
-        if whole:
+        if request.content_length is not None or len(request.get_data()) < max_bytes:
             return request.get_json(force=True, silent=True)
     except RecursionError:
         raise RequestError(f"The body of {request.path} must not be nested by the hundreds, and is.") from None
@@ -167,7 +179,7 @@ def _body(settings: Settings) -> Any:
     except RequestEntityTooLarge:
         pass
     raise BodyTooLargeError(
-        f"A request may have {settings.request_max_mb:g} MB, and this one has more. Send fewer tasks at once, or "
+        f"A request to {request.path} may have {max_bytes / 1e6:g} MB, and this one has more. Send less at once, or "
         "raise CELESTIAL_REQUEST_MAX_MB."
     )
 

@@ -54,7 +54,7 @@ SENTENCES = {
     "404": "The requested URL was not found on the server.",
     "405": "The method is not allowed for the requested URL.",
     "408": "The body of the request did not come whole and in time. Send it again.",
-    "413": "A request may have 100 MB, and this one has more. Send fewer tasks at once.",
+    "413": "A request to /predict may have 100 MB, and this one has more. Send less at once.",
     "422": "None of the choices ['cat', 'dog'] is a class of the model ['Earth', 'Mars'].",
     "503": "The model celestial_bodies_classifier_model:7 is not in the BentoML store.",
 }
@@ -64,10 +64,10 @@ ERRORS = {
     "404": "There is no such path.",
     "405": "The path takes another method, which the header `Allow` names.",
     "408": "The body did not come in time.",
-    "413": "The body has more bytes than `CELESTIAL_REQUEST_MAX_MB` allows.",
+    "413": "The body has more bytes than `CELESTIAL_REQUEST_MAX_MB` allows on this path.",
     "422": "The label config cannot be read, or shares no class with the model.",
-    "503": "There is no model to predict with, the state folder cannot be used, or too many predictions are asked "
-    "for at once; the header `Retry-After` then says when to ask again.",
+    "503": "There is no model to predict with, the state folder cannot be used, or too much is asked for "
+    "at once; the header `Retry-After` then says when to ask again.",
 }
 ABOUT = (
     "An ML backend for Label Studio, which calls the paths below. A body must be JSON, in UTF-8, whatever its "

@@ -189,7 +189,8 @@ class Settings:
         "CELESTIAL_REQUEST_MAX_MB",
         _positive,
         100.0,
-        "Megabytes that a request may have; no more predictions are let in while those that are here have as many.",
+        "Megabytes that a request to /predict may have, and a tenth of it one to /setup or /webhook; no more are let in"
+        " while those that are here have as many.",
     )
     batch_size: int = setting(
         "CELESTIAL_BATCH_SIZE",

@@ -23,6 +23,8 @@ from celestial_backend.wiring import Services, build
 
 MB = 1_000_000
 WAIT_S = 10
+SETUP = {"project": "7.1", "schema": label_config()}
+EVENT = {"action": "ANNOTATION_CREATED", "project": {"id": 7}, "annotation": {}}
 TASKS = {"tasks": [], "label_config": label_config(), "project": "7.1"}
 
 
@@ -35,20 +37,26 @@ def test_places_are_bounded_and_given_back() -> None:
     admission = Admission(Settings(threads=2))
     with ExitStack() as held:
         for _ in range(2 + LINE):
-            held.enter_context(admission.place(100))
+            held.enter_context(admission.predictions.place())
         with pytest.raises(BusyError, match=r"Too many predictions are asked for at once: 130 .* raise WORKERS"):
-            held.enter_context(admission.place(100))
-    with admission.place(100):
+            held.enter_context(admission.predictions.place())
+    with admission.predictions.place():
         pass
 
 
-def test_bytes_are_bounded_and_one_large_request_is_always_let_in() -> None:
-    """While small requests hold less than the bound even the largest is served; the next one is refused."""
-    admission = Admission(Settings(request_max_mb=10))
-    with admission.place(9 * MB), admission.place(10 * MB), pytest.raises(BusyError, match=r"with 19\.0 MB are here"):
-        admission.place(1).__enter__()
-    with admission.place(10 * MB):
-        pass
+def test_bytes_are_bounded_as_they_come_and_one_large_request_is_always_let_in() -> None:
+    """While the others hold less than the bound even the largest is served; what comes then is refused, halfway too."""
+    places = Admission(Settings(request_max_mb=10)).predictions
+    with places.place() as small, places.place() as large, places.place() as halfway:
+        small.take(9 * MB)
+        large.take(10 * MB)
+        with pytest.raises(BusyError, match=r"3 with 19\.0 MB are here"):
+            halfway.take(1)
+        with pytest.raises(BusyError):
+            places.place().__enter__()
+    with places.place() as large:
+        large.take(9 * MB)
+        large.take(1 * MB)
 
 
 def test_a_turn_is_waited_for_and_not_for_ever() -> None:
@@ -165,28 +173,45 @@ def app(services: Services) -> Flask:
     return create_app(services)
 
 
-@pytest.mark.parametrize("path", ["/predict", "/setup", "/webhook"])
-def test_a_body_may_have_so_many_megabytes(app: Flask, path: str) -> None:
-    """CELESTIAL_REQUEST_MAX_MB: more is refused with a sentence in the status line."""
+@pytest.mark.parametrize(("path", "most"), [("/predict", 10_000), ("/setup", 1_000), ("/webhook", 1_000)])
+def test_a_body_may_have_so_many_megabytes(app: Flask, path: str, most: int) -> None:
+    """CELESTIAL_REQUEST_MAX_MB, and a tenth of it: more is refused with a sentence in the status line."""
     client = app.test_client()
-    refused = client.post(path, data=b"x" * 20_000)
-    assert refused.status.startswith("413 A request may have 0.01 MB, and this one has more. Send fewer tasks at once")
+    refused = client.post(path, data=b"x" * (most + 1))
+    sentence = f"413 A request to {path} may have {most / MB:g} MB, and this one has more. Send less at once, or raise"
+    assert refused.status.startswith(sentence)
+    assert client.post(path, data=b"x" * most).status_code == 400
     assert client.post("/predict", json=TASKS | {"more": "x" * 9000}).status_code == 200
 
 
 def test_past_the_bounds_predictions_are_refused_and_all_else_is_answered(app: Flask, services: Services) -> None:
     """503 with Retry-After and a sentence in the status line; /health, /setup and webhooks never see it."""
     client = app.test_client()
-    with services.admission.place(MB):
+    with services.admission.predictions.place() as place:
+        place.take(MB)
         refused = client.post("/predict", json=TASKS)
         assert refused.status_code == 503
         assert refused.status.startswith("503 Too many predictions are asked for at once: 1 with 1.0 MB are here")
         assert int(refused.headers["Retry-After"]) > 0
         assert client.get("/health").status_code == 200
-        assert client.post("/setup", json={"project": "7.1", "schema": label_config()}).status_code == 200
-        event = {"action": "ANNOTATION_CREATED", "project": {"id": 7}, "annotation": {}}
-        assert client.post("/webhook", json=event).status_code in (200, 201)
+        assert client.post("/setup", json=SETUP).status_code == 200
+        assert client.post("/webhook", json=EVENT).status_code in (200, 201)
     assert client.post("/predict", json=TASKS).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "body"), [("/setup", SETUP), ("/webhook", EVENT)])
+def test_setups_and_events_are_bounded_apart_from_predictions(
+    app: Flask, services: Services, path: str, body: dict[str, object]
+) -> None:
+    """They hold places of their own, which are given back; past them it is 503, and predictions never see it."""
+    client = app.test_client()
+    with services.admission.others.place() as place:
+        place.take(MB)
+        refused = client.post(path, json=body)
+        assert refused.status.startswith("503 Too many answers of /setup and /webhook are asked for at once: 1 with 1")
+        assert client.post("/predict", json=TASKS).status_code == 200
+    assert client.post(path, json=body).status_code in (200, 201)
+    assert services.admission.others.requests == services.admission.others.bytes == 0
 
 
 def test_a_refused_request_holds_nothing(app: Flask, services: Services) -> None:
@@ -196,7 +221,7 @@ def test_a_refused_request_holds_nothing(app: Flask, services: Services) -> None
         for _ in range(LINE + 10):
             assert client.post("/predict", data=body).status_code in (400, 413)
     assert client.post("/predict", json=TASKS).status_code == 200
-    assert services.admission._requests == services.admission._bytes == 0
+    assert services.admission.predictions.requests == services.admission.predictions.bytes == 0
 
 
 def test_predictions_wait_for_their_turn(app: Flask, host: PictureHost, tmp_path: Path) -> None:

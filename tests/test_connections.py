@@ -120,12 +120,12 @@ def test_clients_that_do_not_hang_up_keep_nobody_waiting(backends: Backends, las
         assert requests.get(f"{server.url}/health", timeout=ENDED).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["predict", "setup", "webhook"])
-def test_a_body_without_a_length_is_bounded_too(url: str, path: str) -> None:
-    """What comes in chunks is refused once it is more than CELESTIAL_REQUEST_MAX_MB."""
+@pytest.mark.parametrize(("path", "most"), [("predict", "1"), ("setup", "0.1"), ("webhook", "0.1")])
+def test_a_body_without_a_length_is_bounded_too(url: str, path: str, most: str) -> None:
+    """What comes in chunks is refused once it is more than CELESTIAL_REQUEST_MAX_MB, or a tenth of it."""
     refused = requests.post(f"{url}/{path}", data=(b" " * 100_000 for _ in range(11)), timeout=ENDED)
     assert refused.status_code == 413
-    assert refused.reason.startswith("A request may have 1 MB, and this one has more.")
+    assert refused.reason.startswith(f"A request to /{path} may have {most} MB, and this one has more.")
 
 
 @pytest.mark.parametrize("path", ["predict", "setup", "webhook"])
@@ -144,6 +144,16 @@ def test_chunks_that_are_none_get_a_sentence(url: str, path: str, chunks: bytes,
         said = answer(link)
     assert said.startswith(f"HTTP/1.1 400 The chunks of the body of /{path} must be as HTTP has them".encode())
     assert f"({fault})".encode() in said
+
+
+@pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: 1000000"])
+def test_bytes_that_have_not_come_keep_nobody_out(url: str, length: str) -> None:
+    """Who sends a byte of the most that a body may have, or tells no length, leaves room for the next."""
+    with contextlib.ExitStack() as links:
+        for _ in range(2):
+            link = links.enter_context(connect(url))
+            link.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n1".encode())
+        assert requests.post(f"{url}/predict", json=TASKS, timeout=ENDED).status_code == 200
 
 
 def test_more_than_the_line_holds_are_refused_at_once(url: str) -> None:
