@@ -37,6 +37,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], dict[str, Any]]]] = {
     "memory": ("Memory of the web process over 10,000 tasks.", memory),
     "growth": ("Seconds and memory from 100 to 100,000 tasks in one request.", growth),
 }
+QUIET = 0.5  # a load average of the last minute that changes no figure
 
 
 class _Command(click.Command):
@@ -109,6 +110,10 @@ def _measure(
     def say(text: str) -> None:
         click.echo(text, err=True)
 
+    machine = _machine()  # before there is any work of ours
+    if machine["load_average"][0] > QUIET:
+        say(f"Warning: the machine has other work, so the figures say less. Its load average must be {QUIET} at the "
+            f"most, and is {machine['load_average'][0]}.")  # fmt: skip
     if pictures is None:
         say(f"Drawing {sizes.pictures} pictures, once")
         paths = drawn(cache_folder() / "benchmark-pictures", sizes.pictures, size)
@@ -117,7 +122,7 @@ def _measure(
         paths = found[:: max(1, len(found) // sizes.pictures)][: sizes.pictures]  # of every folder some
     bench = Bench(folder, sizes, lay_out(folder, paths), say)
     bench.fill_store()
-    results: dict[str, Any] = {"about": _machine() | {"pictures": bench.album.about(), "parts": list(parts)}}
+    results: dict[str, Any] = {"about": machine | {"pictures": bench.album.about(), "parts": list(parts)}}
     for part in PARTS:
         if part in parts:
             say(f"\n{part}: {PARTS[part][0]}")
@@ -132,6 +137,7 @@ def _interrupt(_sign: int, _frame: object) -> NoReturn:
 def _machine() -> dict[str, Any]:
     return {
         "cores": len(os.sched_getaffinity(0)),
+        "load_average": [round(each, 2) for each in os.getloadavg()],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("tensorflow", "keras", "bentoml", "pillow", "label-studio-ml")},
     }

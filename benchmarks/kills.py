@@ -8,7 +8,6 @@ part of the run, it is killed and started again. In the end every task must have
 from __future__ import annotations
 
 import random
-import secrets
 import signal
 import subprocess
 import sys
@@ -23,25 +22,20 @@ from typing import Any
 
 import click
 
+from benchmarks.album import lay_out
+from benchmarks.bench import QUICK, REPOSITORY, Bench
+from benchmarks.label_studio import LabelStudio
+from benchmarks.tasks import LABEL_CONFIG
 from celestial_backend.demo_project import draw
-from celestial_backend.demo_servers import (
-    PLACE,
-    Server,
-    free_port,
-    label_studio_program,
-    plain_environ,
-    start_label_studio,
-)
-from celestial_backend.linking import ask, config_for, create_project
-from celestial_backend.renderer import BODIES
-from celestial_backend.settings import Settings
+from celestial_backend.linking import ask, create_project
 from celestial_backend.studio import Studio
 
-START_S, RUN_S = 300.0, 3600.0
+RUN_S = 3600.0
 LOOK_S = 0.1
 PICTURES = 20
 PAGES = 20  # that the tasks come in, so that there are moments between
 PAGE_S = 1.0  # that a page takes at the least
+LEFT = 2  # pages that are to be done when it is killed, so that it has not ended by then
 
 
 @dataclass(frozen=True)
@@ -70,70 +64,71 @@ class Place:
 def main(tasks: int, kills: int, seed: int) -> None:
     """Kill prelabel again and again, and count what Label Studio holds in the end; exit code 1 if that is wrong."""
     moments = random.Random(seed)  # noqa: S311 - no secret
+    most, killed = max(0, tasks - LEFT * page_of(tasks)), 0
     with tempfile.TemporaryDirectory(prefix="celestial-kills-") as folder, _place(Path(folder), tasks) as place:
         started = time.monotonic()
         for number in range(kills):
-            least, delay = int(moments.uniform(number, number + 1) * tasks / kills), moments.uniform(0, PAGE_S)
-            click.echo(f"Run {number + 1}: {_killed(place, tasks, least, delay)}")
-        last = _start(place, tasks)
-        last.wait(RUN_S)
-        click.echo(f"Run {kills + 1}: ended with code {last.returncode}.")
+            least, delay = int(moments.uniform(number, number + 1) * most / kills), moments.uniform(0, PAGE_S)
+            seconds, code = _killed(place, tasks, least, delay)
+            killed += code == -signal.SIGKILL
+            moment = f"after {seconds:.2f} s, {delay:.2f} s after {least} predictions"
+            click.echo(f"Run {number + 1}: {_told(code)} {moment}; {place.predictions()} are there.")
+        with _command(place, tasks) as last:
+            code = last.wait(RUN_S)
+        click.echo(f"Run {kills + 1}: {_told(code)}.")
         held = place.held()
         without, doubled = tasks - len(held), sum(count > 1 for count in held.values())
-        click.echo(f"{tasks} tasks, {kills} kills (seed {seed}), {time.monotonic() - started:.0f} s:")
+        click.echo(f"{tasks} tasks, {killed} of {kills} kills (seed {seed}), {time.monotonic() - started:.0f} s:")
         click.echo(f"{held.total()} predictions, {without} tasks without, {doubled} tasks with more than one.")
-    if last.returncode or without or doubled:
+    if code or without or doubled or killed < kills:
         sys.exit(1)
 
 
-def _killed(place: Place, tasks: int, least: int, delay: float) -> str:
-    """Run the command, and kill it a moment after there are so many predictions."""
-    started, command = time.monotonic(), _start(place, tasks)
-    while command.poll() is None and place.predictions() < least:
-        time.sleep(LOOK_S)
-    time.sleep(delay)
-    command.kill()
-    if command.wait() != -signal.SIGKILL:
-        return f"ended with code {command.returncode} before it could be killed."
-    seconds = time.monotonic() - started
-    return f"killed after {seconds:.2f} s, {delay:.2f} s after {least} predictions; {place.predictions()} are there."
+def page_of(tasks: int) -> int:
+    """How many tasks come at once."""
+    return max(1, tasks // PAGES)
 
 
-def _start(place: Place, tasks: int) -> subprocess.Popen[bytes]:
+def _killed(place: Place, tasks: int, least: int, delay: float) -> tuple[float, int]:
+    """Run the command, and kill it a moment after there are so many predictions; its seconds, and how it ended."""
+    started = time.monotonic()
+    with _command(place, tasks) as command:
+        while command.poll() is None and place.predictions() < least:
+            time.sleep(LOOK_S)
+        time.sleep(delay)
+        command.kill()
+        return time.monotonic() - started, command.wait()
+
+
+def _told(code: int) -> str:
+    return "killed" if code == -signal.SIGKILL else f"ended with code {code}"
+
+
+@contextmanager
+def _command(place: Place, tasks: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The command while it runs; it is killed in any case when the ``with`` block ends."""
     command = [sys.executable, "-m", "celestial_backend", "prelabel", "--project", str(place.project)]
-    rate = ["--rate", str(max(1, tasks // PAGES) / PAGE_S)]
-    return subprocess.Popen([*command, *rate], env=place.environ, cwd=PLACE)  # noqa: S603 - our own module
+    rate = ["--rate", str(page_of(tasks) / PAGE_S)]
+    with subprocess.Popen([*command, *rate], env=place.environ, cwd=REPOSITORY) as process:  # noqa: S603 - our own module
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @contextmanager
 def _place(folder: Path, tasks: int) -> Iterator[Place]:
-    for name in ("pictures", "state", "bentoml"):
-        (folder / name).mkdir()
-    pictures = draw(folder / "pictures", PICTURES)
-    server, token = Server(folder, "Label-Studio"), secrets.token_hex(20)
-    account = {"user": "kills@example.com", "password": secrets.token_urlsafe(12), "token": token}
-    cache = Path("~/.cache/celestial-backend").expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
-    program = label_studio_program(cache, None, lambda line: click.echo(line, err=True))
-    try:
-        url = start_label_studio(server, program, free_port(), folder / "data", account)
-        server.wait_for_answer(f"{url}/health", START_S)
-        studio = Studio(Settings(label_studio_url=url, label_studio_api_key=token))
-        project = create_project(studio, "Kills", config_for(BODIES))
-        addresses = [f"/data/local-files/?d={pictures[number % PICTURES].name}" for number in range(tasks)]
-        request: Any = [{"data": {"image": address}} for address in addresses]
-        ask(studio, "tasks", lambda client: client.projects.import_tasks(project, request=request))
-        ours = {
-            "LABEL_STUDIO_URL": url,
-            "LABEL_STUDIO_API_KEY": token,
-            "LOCAL_FILES_DOCUMENT_ROOT": str(folder / "pictures"),
-            "MODEL_DIR": str(folder / "state"),
-            "BENTOML_HOME": str(folder / "bentoml"),
-            "LOG_LEVEL": "WARNING",
-        }
-        yield Place(studio, project, plain_environ() | ours)
-    finally:
-        server.stop()
+    album = lay_out(folder, draw(folder / "pictures", PICTURES))
+    bench = Bench(folder, QUICK, album, lambda line: click.echo(line, err=True))
+    with LabelStudio(bench) as server:
+        project = create_project(server.studio, "Kills", LABEL_CONFIG)
+        request: Any = [{"data": {"image": address}} for address in album.addresses(tasks)]
+        ask(server.studio, "tasks", lambda client: client.projects.import_tasks(project, request=request))
+        environ = bench.environ(
+            LABEL_STUDIO_URL=server.url, LABEL_STUDIO_API_KEY=server.token, MODEL_DIR=folder / "state",
+            CELESTIAL_LABEL_STUDIO_DATA=album.studio_data, LOG_LEVEL="WARNING",
+        )  # fmt: skip
+        yield Place(server.studio, project, environ)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def growth(bench: Bench) -> dict[str, Any]:
         backend.ready().predict(bench.album.addresses(64, "2"))
         before = _resident(backend)["mb"]
         for count in bench.sizes.growth:
+            _forget_peak(backend)
             seconds = backend.predict(bench.album.addresses(count, "2"), FOREVER_S)
             held = _resident(backend)
             steps.append({"tasks": count, "seconds": round(seconds, 3), "mb": held["mb"], "peak_mb": held["peak_mb"]})
@@ -56,16 +57,26 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 def _resident(backend: Backend) -> dict[str, float]:
     """
-    Of the process that serves: the largest of its group, because the others have no model.
+    Of the process that serves.
 
     Returns:
         Megabytes now (``mb``), its share of them when those in use by others too are split (``pss_mb``), and the
-        most that it ever had (``peak_mb``).
+        most that it had since its start or the last `_forget_peak` (``peak_mb``).
     """
-    status, place = max(_group(backend.group), key=lambda each: _kb(each[0], "VmRSS"))
+    status, place = _serving(backend)
     pss_kb = _kb((place / "smaps_rollup").read_text(), "Pss")
     kilobytes = {"mb": _kb(status, "VmRSS"), "pss_mb": pss_kb, "peak_mb": _kb(status, "VmHWM")}
     return {name: round(kb * 1024 / 1e6, 1) for name, kb in kilobytes.items()}
+
+
+def _forget_peak(backend: Backend) -> None:
+    """Let the peak begin anew at what is held now, because that of loading the model may be higher than any after."""
+    (_serving(backend)[1] / "clear_refs").write_text("5")
+
+
+def _serving(backend: Backend) -> tuple[str, Path]:
+    """Status and place of the largest process of the group, because the others have no model."""
+    return max(_group(backend.group), key=lambda each: _kb(each[0], "VmRSS"))
 
 
 def _group(group: int) -> Iterator[tuple[str, Path]]:

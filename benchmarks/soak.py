@@ -3,9 +3,9 @@ Half an hour of everything at once: ``python -m benchmarks.soak --minutes 30``.
 
 A real Label Studio and the backend, started as the README starts it. Single tasks and
 batches of a hundred are predicted, with pictures from disk and over HTTP, projects are set
-up, events of every kind come in, and one training runs and is published. Every process of
-the backend is looked at once a second. Growth is what lies between the first tenth after
-the training and the last tenth.
+up, events of every kind come in, and one training runs. Every process of the backend is
+looked at once a second, and so are the folders that it writes to. Growth is what lies
+between the first tenth after the training and the last tenth.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -30,26 +31,44 @@ from label_studio import LabelStudioServer  # type: ignore[import-not-found]
 from new_bodies import render_new  # type: ignore[import-not-found]
 
 from benchmarks.soak_load import CHOICES, CONFIG, Load
-from benchmarks.soak_record import Record, Sample, growth, latencies, say, tell
+from benchmarks.soak_record import (
+    Record,
+    Sample,
+    by_minute,
+    deaths,
+    growth,
+    latencies,
+    leftovers,
+    say,
+    tell,
+    training,
+)
+from celestial_backend.ledger import Ledger
 from celestial_backend.renderer import BODIES, render
 
 LABELLED = 12  # pictures of each of the classes that are learned from
 
 
-def look(server: psutil.Process, started: float) -> Iterator[tuple[str, Sample]]:
+def look(server: psutil.Process) -> Iterator[tuple[str, Sample]]:
     """Every process of the backend: what it is, with its number, and what it holds."""
-    for process in [server, *server.children(recursive=True)]:
+    kinds: dict[int, str] = {}
+    for process in [server, *server.children(recursive=True)]:  # parents come before their children
         with suppress(psutil.Error), process.oneshot():
             words = " ".join(process.cmdline())
             if words.startswith("sh -c"):
                 continue
-            kinds = {"celestial_backend.trainer": "trainer", "celestial_backend.worker": "worker"}
-            kind = next((kind for word, kind in kinds.items() if word in words), "web")
+            kind = next((known for known in ("trainer", "worker") if f"celestial_backend.{known}" in words), None)
+            kinds[process.pid] = kind or kinds.get(process.ppid(), "web")
             memory = process.memory_full_info()
-            yield f"{kind} {process.pid}", {
-                "at": time.monotonic() - started, "rss_mb": memory.rss / 1e6, "pss_mb": memory.pss / 1e6,
+            yield f"{kinds[process.pid]} {process.pid}", {
+                "rss_mb": memory.rss / 1e6, "pss_mb": memory.pss / 1e6,
                 "threads": process.num_threads(), "files": process.num_fds(),
             }  # fmt: skip
+
+
+def files_in(folder: Path) -> int:
+    """How many files and folders lie in a folder, at any depth."""
+    return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
 
 
 def prepare(studio: LabelStudioServer) -> tuple[int, list[str]]:
@@ -76,53 +95,63 @@ def soak(minutes: float, folder: Path, workers: int) -> dict[str, Any]:
         studio = LabelStudioServer(folder)
         running.callback(studio.stop)
         project, pictures = prepare(studio)
-        (folder / "backend").mkdir()
+        place = folder / "backend"
+        folders = {"state": place / "state", "bentoml": place / "bentoml", "tmp": place / "tmp"}
+        folders["tmp"].mkdir(parents=True)
         backend = BackendServer(
-            folder / "backend", LABEL_STUDIO_URL=studio.url, LABEL_STUDIO_API_KEY=studio.legacy_token,
+            place, LABEL_STUDIO_URL=studio.url, LABEL_STUDIO_API_KEY=studio.legacy_token, TMPDIR=folders["tmp"],
             LOCAL_FILES_DOCUMENT_ROOT=studio.local_files_root, WORKERS=str(workers),
         )  # fmt: skip
         running.callback(backend.stop)
         before = backend.model_version
         record, server = Record(), psutil.Process(backend.process.pid)
         load = Load(backend.url, record, project, pictures)
-        started = time.monotonic()
+        started, moment = time.monotonic(), time.time()
         running.callback(load.stop)
         load.start()
         load.train()
-        trained, told, began = 0.0, 0.0, False
-        while (now := time.monotonic() - started) < minutes * 60:
-            seen = dict(look(server, started))
-            for name, sample in seen.items():
-                record.processes[name].append(sample)
-            trains = any(name.startswith("trainer") for name in seen)
-            if began and not trains and not trained:
-                trained = now
-                say(f"{now:5.0f} s: the training has ended")
-            began = began or trains
-            if now >= told + 60:
-                told = now
-                total = sum(sum(counts.values()) for counts in record.answers.values())
-                say(f"{now:5.0f} s: {total} answers, {len(record.problems)} problems")
-            time.sleep(max(0.0, 1 - (time.monotonic() - started - now)))
+        watch(record, server, folders, started, minutes)
         end = time.monotonic() - started
         load.stop()
-        published = version_of(backend, project) not in (before, None)
+        job = next(iter(Ledger(folders["state"]).jobs(str(project))), None)
+        trained = training(record, job, served=version_of(backend, project) not in (before, None))
         log = backend.log_text()
     for word in ("Traceback", " ERROR celestial_backend"):
         if word in log:
             record.problem(f"The backend's log holds {word.strip()}: {log[log.index(word) :][:300]}")
-    steady = max(trained + 15, end / 4)
-    if not trained or steady > 0.7 * end:
+    deaths(record, record.folders[-1]["at"])
+    after = job.ended_at - moment if job and job.ended_at else 0.0
+    steady = max(after + 15, end / 4)
+    if not after or steady > 0.7 * end:
         record.problem("The training did not end early enough to tell growth. Run it for more minutes.")
     return {
         "minutes": round(end / 60, 1),
-        "trained_after_s": round(trained, 1),
-        "published": published,
+        "tasks": record.tasks,
+        "trained_after_s": round(after, 1),
+        "training": trained,
         "answers": {kind: dict(counts) for kind, counts in record.answers.items()},
         "milliseconds": latencies(record, started, steady, end),
         "processes": growth(record, steady, end),
+        "rss_mb_by_minute": {name: by_minute(samples, "rss_mb") for name, samples in record.processes.items()},
+        "folders": leftovers(record, steady, end),
         "problems": record.problems,
     }
+
+
+def watch(
+    record: Record, server: psutil.Process, folders: Mapping[str, Path], started: float, minutes: float
+) -> None:
+    """Look at processes and folders once a second, for so long."""
+    told = 0.0
+    while (now := time.monotonic() - started) < minutes * 60:
+        for name, sample in look(server):
+            record.processes[name].append({"at": now, "tasks": record.tasks, **sample})
+        record.folders.append({"at": now, **{name: files_in(folder) for name, folder in folders.items()}})
+        if now >= told + 60:
+            told = now
+            total = sum(sum(counts.values()) for counts in record.answers.values())
+            say(f"{now:5.0f} s: {total} answers, {len(record.problems)} problems")
+        time.sleep(max(0.0, 1 - (time.monotonic() - started - now)))
 
 
 def version_of(backend: BackendServer, project: int) -> str | None:

@@ -66,6 +66,7 @@ class Load:
             return
         results = answer.get("results", [])
         empty = sum(not result for result in results)
+        self.record.predicted(len(results) - empty)
         if len(results) != count or empty:
             self.record.problem(f"Of {count} tasks {len(results)} were answered, {empty} of them with nothing.")
         elif len({result["model_version"] for result in results}) != 1:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 from backend_server import REPOSITORY
+from click.testing import CliRunner
 
+from benchmarks import cli, kills, memory
 from benchmarks.album import lay_out
+from benchmarks.bench import Bench
 from benchmarks.chart import chart
 from benchmarks.load import percentile, summary
 from benchmarks.memory import slope
 from benchmarks.report import Ratio, figures, ratios, table_of, text_of
+from benchmarks.soak_record import Record, by_minute, deaths, growth, latencies, leftovers, training
+from benchmarks.studio import in_turns
+from celestial_backend.ledger import Job
 from celestial_backend.renderer import render
 
 PARTS = ("start", "single", "batch", "studio", "memory", "growth")
@@ -190,3 +201,161 @@ def test_the_pictures_lie_where_every_backend_looks(tmp_path: Path) -> None:
         upload = album.studio_data / "media" / address.removeprefix("/data/")
         assert upload.read_bytes() == (album.originals / name).read_bytes() == (tmp_path / "a-picture.PNG").read_bytes()
         assert "".join(address.split("-")[1:]) == name
+
+
+@pytest.mark.parametrize("load", [pytest.param(0.4, id="quiet"), pytest.param(0.7, id="busy")])
+def test_the_load_of_the_machine_is_noted(load: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load average from before the first part stands in the JSON, and one that changes figures is warned of."""
+    (tmp_path / "pictures").mkdir()
+    render("Mars", 1).save(tmp_path / "pictures" / "mars.png")
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.1, 0.1))
+    monkeypatch.setattr(Bench, "fill_store", lambda _: None)
+    monkeypatch.setitem(cli.PARTS, "memory", ("A part.", lambda _: RESULTS["memory"]))
+    ran = CliRunner().invoke(
+        cli.main, ["memory", "--pictures", str(tmp_path / "pictures"), "--output", str(tmp_path / "found")]
+    )
+    assert ran.exit_code == 0, ran.output
+    about = json.loads((tmp_path / "found" / "results.json").read_text())["about"]
+    assert about["load_average"] == [load, 0.1, 0.1]
+    assert ("Its load average must be 0.5 at the most, and is 0.7." in ran.stderr) == (load == 0.7)
+
+
+def test_every_way_is_measured_in_every_round() -> None:
+    """In turns, back and forth, so that none always finds the fullest database; a way may have several figures."""
+    titles: list[str] = []
+
+    def way(title: str) -> dict[str, float]:
+        titles.append(title)
+        return {"s": len(titles), "work_s": len(titles) / 10}
+
+    found = in_turns({"a": way, "b": way}, 3, lambda _: None)
+    assert titles == ["a 0", "b 0", "b 1", "a 1", "a 2", "b 2"]
+    assert found["a_s"] == [1, 4, 5]
+    assert found["b_work_s"] == [0.2, 0.3, 0.6]
+
+
+def test_a_peak_is_forgotten() -> None:
+    """What a process once held, and gave back, is not taken for the peak of a later step."""
+    holds = "held = b'x' * 300_000_000; del held; print('gave it back', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        server: Any = SimpleNamespace(group=process.pid)
+        before = memory._resident(server)
+        memory._forget_peak(server)
+        after = memory._resident(server)
+        process.kill()
+    assert after["mb"] <= after["peak_mb"] < 300 < before["peak_mb"]
+
+
+@contextmanager
+def standing(*_: object) -> Iterator[SimpleNamespace]:
+    """A Label Studio in which each of two tasks has one prediction."""
+    yield SimpleNamespace(predictions=lambda: 2, held=lambda: Counter([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("program", "told", "code"),
+    [
+        pytest.param("import time; time.sleep(2)", "2 of 2 kills", 0, id="killed"),
+        pytest.param("", "0 of 2 kills", 1, id="ended before"),
+    ],
+)
+def test_only_real_kills_count(program: str, told: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ended before it could be killed is no kill, and fewer kills than were asked for are a failure."""
+
+    @contextmanager
+    def command(*_: object) -> Iterator[subprocess.Popen[bytes]]:
+        with subprocess.Popen([sys.executable, "-c", program]) as process:
+            yield process
+
+    monkeypatch.setattr(kills, "_place", standing)
+    monkeypatch.setattr(kills, "_command", command)
+    ran = CliRunner().invoke(kills.main, ["--tasks", "2", "--kills", "2"])
+    assert told in ran.output
+    assert ran.exit_code == code
+
+
+def test_a_command_does_not_outlive_its_run(tmp_path: Path) -> None:
+    """Whatever comes between, such as a wait that takes too long."""
+    place = kills.Place(None, 1, {"MODEL_DIR": str(tmp_path)})  # type: ignore[arg-type]
+    with pytest.raises(subprocess.TimeoutExpired), kills._command(place, 100) as process:
+        process.wait(0.01)
+    assert process.returncode == -signal.SIGKILL
+
+
+def job(state: str, reason: str = "") -> Job:
+    return Job("1", "7", state, from_scratch=False, requests=1, attempts=1, requested_at=0.0, reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("ended", "served", "problems"),
+    [
+        pytest.param(job("published", "Better."), True, [], id="published"),
+        pytest.param(job("kept", "Worse."), False, [], id="kept"),
+        pytest.param(job("failed", "No labels."), False, ["The training ended as failed: No labels."], id="failed"),
+        pytest.param(job("running"), False, ["The training did not end: it is running."], id="running"),
+        pytest.param(None, False, ["The training that was asked for is not in the list of jobs."], id="none"),
+        pytest.param(
+            job("published"), False, ["The training was published, and the project is served the old model."],
+            id="not served",
+        ),
+    ],
+)  # fmt: skip
+def test_a_soak_tells_how_its_training_ended(ended: Job | None, served: bool, problems: list[str]) -> None:
+    """A training that did not do what it was to do is a problem; a model that was kept is only told."""
+    record = Record()
+    told = training(record, ended, served=served)
+    assert record.problems == problems
+    assert told == {"state": ended.state if ended else "unknown", "reason": ended.reason if ended else ""}
+
+
+def seen(rss_mb: float, rise: float = 0.0, until: int = 1000) -> list[dict[str, float]]:
+    """A process that is looked at every second, while ten tasks a second are predicted."""
+    return [
+        {"at": at, "tasks": at * 10, "rss_mb": rss_mb + rise * at / 100, "pss_mb": 1, "threads": 2, "files": 3}
+        for at in range(until)
+    ]
+
+
+def test_a_soak_sees_a_process_that_dies_early() -> None:
+    """Also before anything is steady; a training's process is to end, and one seen once was no process of its own."""
+    record = Record()
+    record.processes |= {
+        "web 1": seen(100), "web 2": seen(100, until=30), "trainer 3": seen(100, until=99), "worker 4": seen(9, until=1)
+    }  # fmt: skip
+    deaths(record, 999)
+    assert record.problems == ["The process web 2 ended after 29 s."]
+
+
+def test_a_soak_tells_growth_and_how_fast() -> None:
+    """Megabytes for a thousand tasks in the last half, the middle of every minute, and what grew too much."""
+    record = Record()
+    record.processes |= {"web 1": seen(100), "web 2": seen(100, rise=2.0), "trainer 3": seen(100, until=200)}
+    found = growth(record, 200, 1000)
+    assert {name: one["rss_mb_per_1000_tasks"] for name, one in found.items()} == {"web 1": 0.0, "web 2": 2.0}
+    assert record.problems == ["web 2: rss_mb grew from 104.8 to 119.2."]
+    assert by_minute(seen(100, rise=2.0, until=120), "rss_mb") == [[0, 100.6], [1, 101.8]]
+    assert growth(record, 1000, 1000) == {}
+
+
+def test_a_soak_counts_what_is_left_on_the_disk() -> None:
+    """A few files come and go; more than that are a problem."""
+    record = Record()
+    record.folders += [{"at": at, "state": 10 + at // 200, "tmp": at // 100} for at in range(1000)]
+    assert leftovers(record, 200, 1000) == {"state": [11, 14], "tmp": [2, 9]}
+    assert record.problems == ["The files in the folder tmp grew from 2 to 9."]
+    assert leftovers(record, 2000, 1000) == {}
+
+
+def test_a_soak_tells_percentiles_by_the_nearest_rank() -> None:
+    """As the benchmarks do: of a hundred values, the median is the fiftieth."""
+    record = Record()
+    for number in range(100, 0, -1):
+        record.answer("predict 1", 0.0, number / 1000, "200")
+    found = latencies(record, 0.0, 0.0, 10.0)["predict 1"]
+    assert {name: found[name] for name in ("p50", "p95", "p99", "max")} == {"p50": 50, "p95": 95, "p99": 99, "max": 100}
+    assert found["first_and_last_p50"] == [50.5, None]
