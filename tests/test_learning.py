@@ -437,7 +437,7 @@ def test_two_workers_on_redis_publish_good_labels_and_keep_spoiled_ones_out(
     label_studio.import_labelled(bad, spoiled(pictures.to_label, 0.3, seed=1))
     with contextlib.ExitStack() as running:
         settings = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.legacy_token}
-        site = Site(tmp_path, settings | hasty(tmp_path, epochs=6) | {"REDIS_URL": redis_server.url})
+        site = Site(tmp_path, settings | hasty(tmp_path, epochs=8) | {"REDIS_URL": redis_server.url})
         url = f"http://127.0.0.1:{(port := free_port())}"
         web = site.start(running, "web", "gunicorn", "--bind", f"127.0.0.1:{port}", "--threads", "8", "_wsgi:app")
         web.wait_for_answer(f"{url}/health", 60)
