@@ -76,7 +76,7 @@ class ImageReader:
             ImageError: The value names no picture at all.
             StudioError: Label Studio's token could not be renewed.
         """
-        with _told(value):
+        with _naming(value):
             with self._metrics.stage(FETCH):
                 data = self._near(value)
                 if data is None:
@@ -91,7 +91,7 @@ class ImageReader:
             ImageError: As `read`.
         """
         started = time.perf_counter()
-        with _told(value):
+        with _naming(value):
             data = self._near(value)
             if data is None:
                 return None
@@ -113,7 +113,7 @@ class ImageReader:
         if upload := UPLOAD.fullmatch(parts.path):
             return self._upload(split_inside(unquote(upload["path"])))
         if LOCAL.fullmatch(parts.path):
-            return self._local_file(split_inside(_named(parts)))
+            return self._local_file(split_inside(_file_of(parts.query)))
         return None
 
     def _fetched(self, value: object, task_id: int | None) -> bytes:
@@ -183,18 +183,19 @@ def _served(parts: SplitResult) -> str | None:
     if upload := UPLOAD.fullmatch(parts.path):
         return "/data/upload/" + quote("/".join(split_inside(unquote(upload["path"]))))
     if LOCAL.fullmatch(parts.path):
-        return "/data/local-files/?d=" + quote("/".join(split_inside(_named(parts))))
+        return "/data/local-files/?d=" + quote("/".join(split_inside(_file_of(parts.query))))
     if resolve := RESOLVE.fullmatch(parts.path):
         return f"/{resolve['path']}?{parts.query}"
     return None
 
 
-def _named(parts: SplitResult) -> str:
-    return parse_qs(parts.query).get("d", [""])[0]
+def _file_of(query: str) -> str:
+    """The file that the query of Label Studio's address of a local file names."""
+    return parse_qs(query).get("d", [""])[0]
 
 
 @contextmanager
-def _told(value: object) -> Iterator[None]:
+def _naming(value: object) -> Iterator[None]:
     """What is wrong with a picture, told with its name."""
     try:
         yield
@@ -218,7 +219,7 @@ def shown(value: object) -> str:
     path, mark, query = text.partition("?")
     path = path.partition("#")[0]
     if mark and LOCAL.fullmatch(path):
-        path = f"{path}?d={parse_qs(query).get('d', [''])[0]}"
+        path = f"{path}?d={_file_of(query)}"
     return repr(path if len(path) <= SHOWN_MAX else f"{path[: SHOWN_MAX // 2]}...{path[-SHOWN_MAX // 2 :]}")
 
 

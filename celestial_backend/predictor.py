@@ -140,20 +140,21 @@ class Predictor:
         yield from waiting
 
     def _near_or_fetched(self, task: Any, classifier: Classifier, choices: ChoiceMap) -> Inputs | Future[Inputs]:
-        inputs = {}
+        inputs: Inputs = {}
         for key, value in _values(task, choices):
             with self._bench.room() as room:
                 picture = self._images.read_near(value, room.take)
                 if picture is None:
-                    return self._far.submit(self._inputs, task, classifier, choices)
+                    return self._far.submit(self._inputs, task, classifier, choices, inputs)
                 inputs[key] = self._input(picture, classifier)
         return inputs
 
-    def _inputs(self, task: Any, classifier: Classifier, choices: ChoiceMap) -> Inputs:
-        inputs = {}
+    def _inputs(self, task: Any, classifier: Classifier, choices: ChoiceMap, ready: Inputs | None = None) -> Inputs:
+        inputs = dict(ready or {})
         for key, value in _values(task, choices):
-            with self._bench.room() as room:
-                inputs[key] = self._input(self._images.read(value, _id(task), room.take), classifier)
+            if key not in inputs:
+                with self._bench.room() as room:
+                    inputs[key] = self._input(self._images.read(value, _id(task), room.take), classifier)
         return inputs
 
     def _input(self, picture: Image.Image, classifier: Classifier) -> NDArray[np.float32]:

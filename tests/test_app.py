@@ -488,6 +488,24 @@ def test_fetch_threads_bound_the_pictures_fetched_at_once(
         assert most == threads
 
 
+def test_each_picture_of_a_task_is_prepared_once(
+    settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one is here and the other has to be fetched."""
+    config = label_config().replace("<View>", '<View><Image name="other" value="$far"/>').replace(
+        "</View>", '<Choices name="also" toName="other"><Choice value="Mars"/></Choices></View>'
+    )  # fmt: skip
+    tasks = [{**task, "data": task["data"] | {"far": "http://far.example/mars.png"}} for task in tasks_of(["Mars"] * 2)]
+    mars = (folder / "originals" / "Mars.png").read_bytes()
+    monkeypatch.setattr("celestial_backend.download.Downloader.get", lambda *_: mars)
+    prepared: list[Any] = []
+    prepare = Classifier.prepare
+    monkeypatch.setattr(Classifier, "prepare", lambda self, picture: prepared.append(1) or prepare(self, picture))
+    results = predict(create_app(build(settings)).test_client(), tasks, config).json["results"]
+    assert [{region["from_name"] for region in one["result"]} for one in results] == [{"choice", "also"}] * 2
+    assert len(prepared) == 4
+
+
 def test_a_batch_is_answered_in_time_with_what_is_done(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
