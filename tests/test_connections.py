@@ -158,20 +158,33 @@ def test_bytes_that_have_not_come_keep_nobody_out(url: str, length: str) -> None
 
 def test_more_than_the_line_holds_are_refused_at_once(url: str) -> None:
     """One at work and four in line, whose bodies have not come yet: the sixth gets 503, Retry-After and a sentence."""
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n "
-    with contextlib.ExitStack() as links:
-        for _ in range(5):
-            links.enter_context(connect(url)).sendall(head)
-        deadline = time.monotonic() + ENDED
-        while (refused := requests.post(f"{url}/predict", json=TASKS, timeout=ENDED)).status_code != 503:
-            assert time.monotonic() < deadline
-        assert refused.reason.startswith("Too many predictions are asked for at once: 5 ")
-        assert int(refused.headers["Retry-After"]) > 0
-        event = {"action": "ANNOTATION_CREATED", "project": {"id": 1}, "annotation": {}}
-        assert requests.post(f"{url}/webhook", json=event, timeout=ENDED).status_code in (200, 201)
+    assert requests.post(f"{url}/predict", json=TASKS, timeout=60).status_code == 200, "the model is loaded"
+    deadline = time.monotonic() + ENDED
+    while True:  # the five hold their places for two seconds, and a busy machine may be slower
+        assert time.monotonic() < deadline
+        with contextlib.ExitStack() as links:
+            refused = sixth(url, links)
+            if refused.status_code == 503:
+                event = {"action": "ANNOTATION_CREATED", "project": {"id": 1}, "annotation": {}}
+                assert requests.post(f"{url}/webhook", json=event, timeout=ENDED).status_code in (200, 201)
+                break
+    assert refused.reason.startswith("Too many predictions are asked for at once: 5 ")
+    assert int(refused.headers["Retry-After"]) > 0
     deadline = time.monotonic() + ENDED
     while requests.post(f"{url}/predict", json=TASKS, timeout=ENDED).status_code != 200:
         assert time.monotonic() < deadline, "the places of those who hung up must be free again"
+
+
+def sixth(url: str, links: contextlib.ExitStack) -> requests.Response:
+    """What a prediction is answered behind five others; asked again where it was faster than these."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n "
+    for _ in range(5):
+        links.enter_context(connect(url)).sendall(head)
+    for _ in range(20):
+        answered = requests.post(f"{url}/predict", json=TASKS, timeout=ENDED)
+        if answered.status_code == 503:
+            break
+    return answered
 
 
 def test_many_connections_are_all_answered(url: str) -> None:
