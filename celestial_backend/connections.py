@@ -4,8 +4,10 @@ gunicorn's threads, kept from clients that are slow.
 gunicorn 27 waits without end for the rest of a request that has begun, lets a new
 connection hold a thread for 5 seconds before it says anything, and lingers in its main
 thread, which accepts everybody's connections, for up to 2 seconds with a client that
-does not hang up. What is mended here holds for plain HTTP: under TLS (``--certfile``) the
-handshake, the rest of a request and the taking of an answer are waited for as gunicorn does.
+does not hang up. It sends the head of an answer before its body, and nginx can ask nobody
+else for an answer whose head it has from a process that then dies. What is mended here
+holds for plain HTTP: under TLS (``--certfile``) the handshake, the rest of a request and
+the taking of an answer are waited for as gunicorn does, and answers go out as it sends them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from gunicorn.http.errors import ParseException
@@ -30,7 +32,7 @@ MalformedBody = ParseException  # what reading a body may raise: it comes in chu
 
 
 class Worker(gthread.ThreadWorker):  # type: ignore[misc]
-    """gthread, where a connection holds a thread for a bounded time."""
+    """gthread, where a connection holds a thread for a bounded time, and an answer goes out whole or not at all."""
 
     def handle(self, conn: Any) -> Any:
         """Serve one request; in a thread of the pool."""
@@ -46,6 +48,11 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
                 conn.close(graceful=True)
         return kept
 
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Answer one request, in one piece."""
+        with conn.sock.in_one_piece() if isinstance(conn.sock, _Connection) else nullcontext():
+            return super().handle_request(req, conn)
+
     def finish_request(self, conn: Any, done: Future[Any]) -> None:
         """Take a connection back; in the main thread."""
         if not done.cancelled() and done.exception() is None and done.result() is False:
@@ -58,6 +65,7 @@ class _Connection(socket.socket):
     """A client's connection, on which nothing is waited for without end."""
 
     read_until = math.inf
+    held: list[bytes] | None = None  # what is to be sent, while it is gathered
 
     def recv(self, *args: Any) -> bytes:
         left = self.read_until - time.monotonic()
@@ -67,8 +75,23 @@ class _Connection(socket.socket):
             return super().recv(*args)
 
     def sendall(self, *args: Any) -> None:
+        if self.held is not None:
+            self.held.append(args[0])
+            return
         with self._within(SEND_S):
             super().sendall(*args)
+
+    @contextmanager
+    def in_one_piece(self) -> Iterator[None]:
+        """Send at the end what is sent meanwhile, or nothing where it ends in an error."""
+        self.held = []
+        try:
+            yield
+            held = b"".join(self.held)
+        finally:
+            self.held = None
+        if held:
+            self.sendall(held)
 
     @contextmanager
     def _within(self, seconds: float) -> Iterator[None]:

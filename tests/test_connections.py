@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ SHORT = (
     "from celestial_backend import server; sys.exit(server.serve())"
 )
 ENDED = 15  # seconds in which what lasts 2 must have ended, on a busy machine
+DATA_SEGMENTS = 152  # the place of tcpi_data_segs_in in Linux's struct tcp_info
 TASKS = {"tasks": [], "label_config": label_config(), "project": "1.1"}
 SETUP = {"project": "1.1", "schema": label_config()}
 
@@ -185,6 +187,19 @@ def sixth(url: str, links: contextlib.ExitStack) -> requests.Response:
         if answered.status_code == 503:
             break
     return answered
+
+
+@pytest.mark.parametrize("path", ["/health", "/docs", "/nowhere", "/predict"])
+def test_an_answer_comes_in_one_piece(url: str, path: str) -> None:
+    """Head and body, so that a process that is killed has sent nothing and nginx may ask another: one TCP segment."""
+    with connect(url) as link:
+        link.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        said = answer(link)
+        (segments,) = struct.unpack_from("=I", link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), DATA_SEGMENTS)
+    head, body = said.split(b"\r\n\r\n", 1)
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert body
+    assert segments == 1
 
 
 def test_many_connections_are_all_answered(url: str) -> None:
