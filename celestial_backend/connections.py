@@ -1,5 +1,5 @@
 """
-gunicorn's threads, kept from clients that are slow.
+gunicorn's threads, kept from clients that are slow, and its answers, sent in one piece.
 
 gunicorn 27 waits without end for the rest of a request that has begun, lets a new
 connection hold a thread for 5 seconds before it says anything, and lingers in its main
@@ -32,7 +32,7 @@ MalformedBody = ParseException  # what reading a body may raise: it comes in chu
 
 
 class Worker(gthread.ThreadWorker):  # type: ignore[misc]
-    """gthread, where a connection holds a thread for a bounded time, and an answer goes out whole or not at all."""
+    """gthread, where a connection holds a thread for a bounded time, and an answer goes out in one piece."""
 
     def handle(self, conn: Any) -> Any:
         """Serve one request; in a thread of the pool."""
@@ -83,15 +83,19 @@ class _Connection(socket.socket):
 
     @contextmanager
     def in_one_piece(self) -> Iterator[None]:
-        """Send at the end what is sent meanwhile, or nothing where it ends in an error."""
+        """
+        Send at the end what is sent meanwhile, or nothing where it ends in an error.
+
+        What is more than the socket's buffer takes can still be cut off where the process is killed.
+        """
         self.held = []
         try:
             yield
-            held = b"".join(self.held)
+            whole = b"".join(self.held)
         finally:
             self.held = None
-        if held:
-            self.sendall(held)
+        if whole:
+            self.sendall(whole)
 
     @contextmanager
     def _within(self, seconds: float) -> Iterator[None]:

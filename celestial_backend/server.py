@@ -138,7 +138,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "timeout": 120,  # of silence from a worker's main thread, which no request ever blocks
             "reload": reload,
             "control_socket_disable": True,
-            "sendfile": False,  # past what our connections gather
+            "sendfile": False,  # a file would go out before the head that `Worker` holds back
         }
         if worker is not None:
             self._told["on_exit"] = lambda _: worker.stop()
