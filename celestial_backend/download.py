@@ -2,23 +2,27 @@
 Pictures over HTTP, within limits.
 
 One deadline covers a whole download with its redirects, bytes are counted as they
-come, every connection passes the guard, and Label Studio's token goes to Label
-Studio alone.
+come, every connection passes the guard, and Label Studio's token goes to where Label
+Studio keeps pictures, and nowhere else. Nothing else of Label Studio is ever asked
+for: an address that a stranger wrote must not make it work.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import posixpath
+import re
 import ssl
 import threading
 import time
 from functools import cache
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlsplit
 
 import httpcore
 
-from celestial_backend.errors import FetchError, ForbiddenError, TooLargeError
+from celestial_backend.errors import FetchError, ForbiddenError, ImageError, TooLargeError
+from celestial_backend.folders import split_inside
 from celestial_backend.guard import PORTS, Guard, SilentHosts, origin
 from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio, localhost_hint
@@ -28,6 +32,59 @@ MAX_IDLE_CONNECTIONS = 32
 IDLE_S = 15.0
 URL_SIGNS = "/%:@!$&'()*+,;=~-._?"  # left as they are; all else is percent-encoded
 REDIRECTS = (301, 302, 303, 307, 308)
+ADDRESS_MAX = 8_000  # letters; servers and browsers take no longer ones
+HOST_MAX = 253  # letters of a host's name, and user name and port have room beside it
+AUTHORITY = re.compile(r"[^/?#]*//(?P<text>[^/?#]*)")
+BLANKS = dict.fromkeys(map(ord, "\t\r\n"))  # which an address is read without
+# Where Label Studio keeps pictures, under whatever prefix.
+UPLOAD = re.compile(r"(?:(?:.*?/)?data/|/?)upload/(?P<path>.+)", re.DOTALL)
+LOCAL = re.compile(r"(?:.*?/)?data/local-files/?")
+RESOLVE = re.compile(r"(?:.*?/)?(?P<path>(?:tasks|projects)/[0-9]+/(?:resolve|presign)/?)")
+
+
+def split_address(text: str) -> SplitResult:
+    """
+    The parts of an address that a stranger wrote, in time that is linear in its length.
+
+    Raises:
+        ImageError: It is none, or longer than addresses are.
+    """
+    if len(text) > ADDRESS_MAX:
+        raise ImageError(
+            f"an address or a path may have {ADDRESS_MAX} letters, and this one has {len(text)}. Correct the task."
+        )
+    authority = AUTHORITY.match(text.translate(BLANKS))
+    if authority and len(authority["text"]) > 2 * HOST_MAX:
+        raise ImageError(
+            f"the name of a host may have {HOST_MAX} letters, and this address has {len(authority['text'])} in its"
+            " place. Correct the task."
+        )
+    try:
+        text.encode()  # half a surrogate pair is fine JSON, and no name of anything
+        return urlsplit(text)
+    except ValueError as error:
+        raise ImageError("its address must be a valid one, and is not. Correct the task.") from error
+
+
+def studio_path(parts: SplitResult) -> str | None:
+    """
+    The path and query under which Label Studio serves a picture; None for all else that it serves.
+
+    Raises:
+        ForbiddenError: The path leaves its folder.
+    """
+    if upload := UPLOAD.fullmatch(parts.path):
+        return "/data/upload/" + quote("/".join(split_inside(unquote(upload["path"]))))
+    if LOCAL.fullmatch(parts.path):
+        return "/data/local-files/?d=" + quote("/".join(split_inside(local_file(parts.query))))
+    if resolve := RESOLVE.fullmatch(parts.path):
+        return f"/{resolve['path']}?{parts.query}"
+    return None
+
+
+def local_file(query: str) -> str:
+    """The file that the query of Label Studio's address of a local file names."""
+    return parse_qs(query).get("d", [""])[0]
 
 
 class Downloader:
@@ -42,7 +99,7 @@ class Downloader:
         self._studio = studio
         self._max_bytes = int(settings.image_max_mb * 1_000_000)
         self._lock = threading.Lock()
-        self._pool: httpcore.ConnectionPool | None = None
+        self._pools: dict[bool, httpcore.ConnectionPool] = {}  # Label Studio's own, and all others'
         self._pid = 0
         self._silent = SilentHosts()
 
@@ -50,9 +107,10 @@ class Downloader:
         """Close every connection and forget who was silent; the next download opens new ones and asks everybody."""
         self._silent = SilentHosts()
         with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None and self._pid == os.getpid():
-            pool.close()
+            pools, self._pools = self._pools, {}
+        if self._pid == os.getpid():
+            for pool in pools.values():
+                pool.close()
 
     def get(self, url: str) -> bytes:
         """
@@ -66,13 +124,17 @@ class Downloader:
         """
         own = self.is_studio(url)
         if own:
+            url = self._picture_of_studio(url)
             self._studio.authorization()  # renewed before the clock starts, it has its own
         deadline = time.monotonic() + self._settings.image_timeout_s
         for _ in range(MAX_REDIRECTS + 1):
             answer = self._hop(url, own, deadline)
             if isinstance(answer, bytes):
                 return answer
-            url, own = answer, own and self.is_studio(answer)
+            if self.is_studio(answer):
+                url = self._picture_of_studio(answer if own else "")
+            else:
+                url, own = answer, False
         raise FetchError(f"an address may redirect {MAX_REDIRECTS} times, and this one does so more often.")
 
     def is_studio(self, url: str) -> bool:
@@ -80,23 +142,32 @@ class Downloader:
         base = self._studio.url
         if base is None or origin(url) is None or origin(url) != origin(base):
             return False
-        path = urlsplit(url).path
-        return path.startswith(f"{urlsplit(base).path}/") and ".." not in unquote(path).split("/")
+        path = posixpath.normpath("/" + unquote(urlsplit(url).path).lstrip("/"))
+        return f"{path}/".startswith(f"{urlsplit(base).path}/")
+
+    def _picture_of_studio(self, url: str) -> str:
+        """An address in Label Studio as it is asked for, if a picture may lie there."""
+        path = studio_path(urlsplit(url))
+        if path is None:
+            raise ForbiddenError(
+                "pictures of Label Studio are uploads (/data/upload/...), local files (/data/local-files/?d=...) and"
+                " files of its storage (/tasks/.../resolve/), and nothing else there is asked for. Correct the task."
+            )
+        return f"{self._studio.url}{path}"
 
     def _hop(self, url: str, own: bool, deadline: float) -> bytes | str:
         """The file, or the address it redirects to. A broken connection and a stale token are tried twice."""
         target, place = _target(url), origin(url) or ("", "", 0)
         self._silent.check(place)
-        answered = False
         timeouts = dict.fromkeys(("connect", "read", "write"), deadline)
         for last in (False, True):
             token = self._studio.authorization() if own else {}
             headers = {"Host": _host(url).split("://", 1)[1], "User-Agent": "celestial-backend", "Accept": "*/*"}
+            left_s = deadline - time.monotonic()
             try:
-                with self._connections().stream(
+                with self._connections(own).stream(
                     "GET", target, headers=list((headers | token).items()), extensions={"timeout": timeouts}
                 ) as response:
-                    answered = True
                     self._silent.forget(place)
                     if response.status == 401 and not last and self._studio.forget(token):
                         continue
@@ -106,7 +177,9 @@ class Downloader:
                     f"{_host(url)} must give it within {self._settings.image_timeout_s:g} seconds, and did not."
                     " Raise CELESTIAL_IMAGE_TIMEOUT_S or look after that host."
                 )
-                raise (late if answered else self._silent.note(place, late)) from error
+                # A host that others left no time for is not silent, nor is one that takes long to answer.
+                silent = isinstance(error, httpcore.ConnectTimeout) and left_s > self._settings.image_timeout_s / 2
+                raise (self._silent.note(place, late) if silent else late) from error
             except httpcore.ConnectError as error:
                 raise self._silent.note(place, FetchError(_unreachable(url, *error.args))) from error
             except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
@@ -116,18 +189,19 @@ class Downloader:
                 raise FetchError("its address must be one that HTTP can carry, and is not. Check it.") from error
         raise FetchError("it could not be fetched.")
 
-    def _connections(self) -> httpcore.ConnectionPool:
+    def _connections(self, own: bool) -> httpcore.ConnectionPool:
         with self._lock:
-            if self._pool is None or self._pid != os.getpid():  # a child must not talk on its parent's connections
-                self._pid = os.getpid()
-                self._pool = httpcore.ConnectionPool(
+            if self._pid != os.getpid():  # a child must not talk on its parent's connections
+                self._pid, self._pools = os.getpid(), {}
+            if own not in self._pools:
+                self._pools[own] = httpcore.ConnectionPool(
                     ssl_context=_authorities(),
                     max_connections=None,
                     max_keepalive_connections=MAX_IDLE_CONNECTIONS,
                     keepalive_expiry=IDLE_S,
-                    network_backend=Guard(self._settings),
+                    network_backend=Guard(self._settings, trusts_studio=own),
                 )
-            return self._pool
+            return self._pools[own]
 
     def _answer(self, url: str, own: bool, response: httpcore.Response) -> bytes | str:
         headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
@@ -197,6 +271,8 @@ def _target(url: str) -> httpcore.URL:
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
         raise ForbiddenError("an address must not hold a user name or password, and this one does. Take them out.")
+    if len(place[1]) > HOST_MAX:
+        raise FetchError(f"the name of a host may have {HOST_MAX} letters, and this one has more. Check the address.")
     try:
         host = place[1].encode("idna") if not place[1].isascii() else place[1].encode()
     except UnicodeError as error:
@@ -208,8 +284,9 @@ def _target(url: str) -> httpcore.URL:
 
 def _next(url: str, location: str) -> str:
     try:
+        split_address(location)
         return urljoin(url, location.encode("latin-1").decode("utf-8", "replace"))
-    except ValueError as error:
+    except (ImageError, ValueError) as error:
         raise FetchError(f"{_host(url)} must redirect to a valid address, and does not. Check it.") from error
 
 

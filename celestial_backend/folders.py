@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import logging
 import os
@@ -47,7 +48,9 @@ def read_inside(folder: Path, parts: tuple[str, ...], variable: str, max_mb: flo
         TooLargeError: It has more than `max_mb` megabytes.
     """
     try:
-        root, path = os.path.realpath(folder), os.path.realpath(folder.joinpath(*parts))
+        asked = folder.joinpath(*parts)
+        asked.stat()  # one step, where the next one walks through parts that may be thousands
+        root, path = os.path.realpath(folder), os.path.realpath(asked)
         if not Path(path).is_relative_to(root):
             raise ForbiddenError(
                 f"a path must stay inside its folder, and a link leads this one out of {variable}."
@@ -66,6 +69,8 @@ def read_inside(folder: Path, parts: tuple[str, ...], variable: str, max_mb: flo
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
         logger.warning("A picture in %s cannot be read: %s", variable, error.strerror)
         return None
 

@@ -55,7 +55,7 @@ def origin(url: str) -> Origin | None:
 
 class SilentHosts:
     """
-    Hosts that did not answer a moment ago; safe to share between threads.
+    Hosts that could not be connected to a moment ago; safe to share between threads.
 
     A batch may name a thousand pictures of a host that is down: it is waited for once,
     not a thousand times, so the other pictures of the batch are still in time.
@@ -94,11 +94,15 @@ class Guard(TimedBackend):
     It resolves names itself and connects to the very address it judged, so a name
     cannot mean one host when checked and another when used. The timeouts it gets
     are points in time (see `deadlines`).
+
+    Args:
+        settings: Those of the process.
+        trusts_studio: Whether Label Studio's own host may be a private one.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, trusts_studio: bool = False) -> None:
         super().__init__()
-        own = origin(settings.label_studio_url or "")
+        own = origin(settings.label_studio_url or "") if trusts_studio else None
         self._own = own[1:] if own else None
         self._names = set(settings.allowed_hosts)
         self._networks = []

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qs, quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, quote, unquote
 
+import numpy as np
 from PIL import Image
 
 from celestial_backend.decode import decode
-from celestial_backend.download import Downloader
+from celestial_backend.download import ADDRESS_MAX, LOCAL, UPLOAD, Downloader, local_file, split_address, studio_path
 from celestial_backend.errors import DecodeError, FetchError, ImageError, TooLargeError
 from celestial_backend.folders import Originals, read_inside, split_inside
 from celestial_backend.metrics import DECODE, FETCH, Metrics
@@ -30,11 +31,12 @@ from celestial_backend.studio import Studio
 
 CLOUDS = ("s3", "gs", "azure-blob")  # the schemes that Label Studio's storages resolve
 SHOWN_MAX = 100  # letters of a task's value in a message
-UPLOAD = re.compile(r"(?:(?:.*?/)?data/|/?)upload/(?P<path>.+)", re.DOTALL)
-LOCAL = re.compile(r"(?:.*?/)?data/local-files/?")
 SCHEME = re.compile(r"([\w+.-]*:)?//")
 MEDIA_TYPE = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;base64)?(?=,)", re.IGNORECASE | re.ASCII)
-RESOLVE = re.compile(r"(?:.*?/)?(?P<path>(?:tasks|projects)/[0-9]+/(?:resolve|presign)/?)")
+BASE64 = bytes.maketrans(b"-_", b"+/")
+PIECE = 1 << 20  # bytes
+DIGITS = np.full(256, 16, np.uint8)  # what a byte is worth as a hexadecimal digit; 16 where it is none
+DIGITS[list(b"0123456789ABCDEFabcdef")] = [*range(16), *range(10, 16)]
 KINDS = (
     "a task names its picture by an upload (/data/upload/...), a local file of Label Studio"
     " (/data/local-files/?d=...), an http or https address, cloud storage (s3://, gs://, azure-blob://)"
@@ -105,23 +107,23 @@ class ImageReader:
     def _near(self, value: object) -> bytes | None:
         """The bytes of what is here; None for what must be fetched, or cannot be read here."""
         text = _text(value)
-        if text[:5].lower() == "data:":
+        if _is_data(text):
             return _data_uri(text, self._max_mb)
-        parts = _parts(text)
+        parts = split_address(text)
         if not self._is_studio(text, parts):
             return None
         if upload := UPLOAD.fullmatch(parts.path):
             return self._upload(split_inside(unquote(upload["path"])))
         if LOCAL.fullmatch(parts.path):
-            return self._local_file(split_inside(_file_of(parts.query)))
+            return self._local_file(split_inside(local_file(parts.query)))
         return None
 
     def _fetched(self, value: object, task_id: int | None) -> bytes:
         text = _text(value)
-        parts = _parts(text)
+        parts = split_address(text)
         if parts.scheme in CLOUDS:
             return self._cloud(text, task_id)
-        if self._is_studio(text, parts) and (path := _served(parts)):
+        if self._is_studio(text, parts) and (path := studio_path(parts)):
             return self._get(path)
         if parts.scheme in ("http", "https"):
             return self._downloader.get(text)
@@ -165,33 +167,14 @@ class ImageReader:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+    text = value.strip() if isinstance(value, str) else ""
+    if not text:
         raise ImageError(f"{KINDS}. Name one in the task.")
-    return value.strip()
+    return text
 
 
-def _parts(text: str) -> SplitResult:
-    try:
-        text.encode()  # half a surrogate pair is fine JSON, and no name of anything
-        return urlsplit(text)
-    except ValueError as error:
-        raise ImageError("its address must be a valid one, and is not. Correct the task.") from error
-
-
-def _served(parts: SplitResult) -> str | None:
-    """The address under which Label Studio serves a path of its own; None for a path that holds no picture."""
-    if upload := UPLOAD.fullmatch(parts.path):
-        return "/data/upload/" + quote("/".join(split_inside(unquote(upload["path"]))))
-    if LOCAL.fullmatch(parts.path):
-        return "/data/local-files/?d=" + quote("/".join(split_inside(_file_of(parts.query))))
-    if resolve := RESOLVE.fullmatch(parts.path):
-        return f"/{resolve['path']}?{parts.query}"
-    return None
-
-
-def _file_of(query: str) -> str:
-    """The file that the query of Label Studio's address of a local file names."""
-    return parse_qs(query).get("d", [""])[0]
+def _is_data(text: str) -> bool:
+    return text[:5].lower() == "data:"
 
 
 @contextmanager
@@ -208,9 +191,11 @@ def shown(value: object) -> str:
     if not isinstance(value, str):
         return f"(a value of type {type(value).__name__})"
     text = value.strip()
-    if text[:5].lower() == "data:":
-        head = MEDIA_TYPE.match(text)
+    if _is_data(text):
+        head = MEDIA_TYPE.match(text[:SHOWN_MAX])
         return f"{head[0] if head else 'data:'},..."
+    if len(text) > ADDRESS_MAX:
+        return f"(a text of {len(text)} letters)"
     start = SCHEME.match(text)
     rest = text[start.end() :] if start else text
     if ":" in rest.rpartition("@")[0] or "@" in rest.partition("/")[0]:
@@ -219,7 +204,7 @@ def shown(value: object) -> str:
     path, mark, query = text.partition("?")
     path = path.partition("#")[0]
     if mark and LOCAL.fullmatch(path):
-        path = f"{path}?d={_file_of(query)}"
+        path = f"{path}?d={local_file(query)}"
     return repr(path if len(path) <= SHOWN_MAX else f"{path[: SHOWN_MAX // 2]}...{path[-SHOWN_MAX // 2 :]}")
 
 
@@ -233,11 +218,37 @@ def _data_uri(value: str, max_mb: float) -> bytes:
             f"a picture file may have {max_mb:g} MB, and this one has more."
             " Raise CELESTIAL_IMAGE_MAX_MB or shrink the picture."
         )
-    data = unquote_to_bytes(body)
+    data = _unescaped(body.encode("utf-8", "replace"))
     if packed:
-        data = b"".join(data.split()).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
+        data = data.translate(BASE64, b" \t\n\r\v\f").rstrip(b"=")
         try:
             data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
         except binascii.Error as error:
             raise DecodeError("a data: URI must hold whole base64, and this one does not. Correct the task.") from error
     return data
+
+
+def _unescaped(text: bytes) -> bytes:
+    """Bytes with each %xx read; piece by piece, as what it takes is several times their size."""
+    if b"%" not in text:
+        return text
+    pieces, start = [], 0
+    while start < len(text):
+        end = start + PIECE
+        if end < len(text):
+            cut = text.rfind(b"%", start + 1, end)  # so that no %xx is cut in two
+            end = end if cut < 0 else cut
+        pieces.append(_unescaped_piece(text[start:end]))
+        start = end
+    return b"".join(pieces)
+
+
+def _unescaped_piece(text: bytes) -> bytes:
+    signs = np.frombuffer(text, np.uint8).copy()
+    high, low = DIGITS[signs[1:-1]], DIGITS[signs[2:]]
+    escaped = (signs[:-2] == ord("%")) & ((high | low) < 16)
+    signs[:-2][escaped] = (high << 4 | low)[escaped]
+    kept = np.ones(len(signs), bool)
+    kept[1:-1] &= ~escaped
+    kept[2:] &= ~escaped
+    return signs[kept].tobytes()

@@ -23,6 +23,7 @@ from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio
 
 TOKEN = "f" * 40
+UPLOAD = "/data/upload/1/a.jpg"  # where Label Studio keeps pictures
 NO_TOKEN = "Authentication credentials were not provided."
 LEGACY_OFF = (
     "Authentication token no longer valid: legacy token authentication has been disabled for this organization"
@@ -61,6 +62,10 @@ def names(monkeypatch: pytest.MonkeyPatch, table: dict[str, list[str]]) -> None:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in table[name]]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise ConnectionRefusedError
 
 
 def refused(error: type[Exception], what: Downloader, url: str) -> str:
@@ -123,7 +128,7 @@ class TestGuard:
     ) -> None:
         """However this machine or a cloud's metadata service is written, asked or redirected to: no connection."""
         url = f"http://{place}/latest/meta-data/"
-        host.answers["/a.jpg"] = redirect(url.encode().decode("latin-1"))
+        host.answers[UPLOAD] = redirect(url.encode().decode("latin-1"))
         what = at_studio(host) if redirected else downloader(allowed_hosts=())
         asked: list[Any] = []
         connect = socket.create_connection
@@ -134,7 +139,7 @@ class TestGuard:
 
         monkeypatch.setattr(socket, "create_connection", create_connection)
         with pytest.raises((ForbiddenError, FetchError)):
-            what.get(f"{host.url}/a.jpg" if redirected else url)
+            what.get(f"{host.url}{UPLOAD}" if redirected else url)
         assert asked == [("127.0.0.1", host.port)] * redirected
 
     @pytest.mark.parametrize(
@@ -205,15 +210,15 @@ class TestGuard:
 
     def test_label_studio_is_allowed_with_its_port(self, host: PictureHost, other: PictureHost) -> None:
         """Label Studio's own host and port need no permission; another port of the same host does."""
-        host.answers["/a.jpg"] = b"here"
-        assert at_studio(host).get(f"{host.url}/a.jpg") == b"here"
-        refused(ForbiddenError, at_studio(host), f"{other.url}/a.jpg")
+        host.answers[UPLOAD] = b"here"
+        assert at_studio(host).get(f"{host.url}{UPLOAD}") == b"here"
+        refused(ForbiddenError, at_studio(host), f"{other.url}{UPLOAD}")
         assert other.requests == []
 
     def test_redirects_are_judged(self, host: PictureHost, other: PictureHost) -> None:
         """A redirect into the private network is refused, and nothing is asked there."""
-        host.answers["/a.jpg"] = redirect(f"{other.url}/secret")
-        refused(ForbiddenError, at_studio(host), f"{host.url}/a.jpg")
+        host.answers[UPLOAD] = redirect(f"{other.url}/secret")
+        refused(ForbiddenError, at_studio(host), f"{host.url}{UPLOAD}")
         assert other.requests == []
 
     def test_the_next_address_is_tried(self, host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,37 +263,72 @@ class TestGuard:
 class TestToken:
     def test_goes_to_label_studio(self, host: PictureHost) -> None:
         """Label Studio gets the token; without a token nothing is sent."""
-        host.answers["/a.jpg"] = b"here"
-        at_studio(host).get(f"{host.url}/a.jpg")
-        at_studio(host, label_studio_api_key=None).get(f"{host.url}/a.jpg")
+        host.answers[UPLOAD] = b"here"
+        at_studio(host).get(f"{host.url}{UPLOAD}")
+        at_studio(host, label_studio_api_key=None).get(f"{host.url}{UPLOAD}")
         assert host.authorizations() == [f"Token {TOKEN}", None]
 
     def test_goes_nowhere_else(self, host: PictureHost, other: PictureHost) -> None:
         """Another port is another place: no token, not when asked directly and not after a redirect."""
-        host.answers["/a.jpg"] = redirect(f"{other.url}/b.jpg?sig=1", 303)
+        host.answers[UPLOAD] = redirect(f"{other.url}/b.jpg?sig=1", 303)
         other.answers |= {"/b.jpg?sig=1": b"here", "/c.jpg": b"there"}
         studio = at_studio(host, allowed_hosts=("127.0.0.1",))
-        assert studio.get(f"{host.url}/a.jpg") == b"here"
+        assert studio.get(f"{host.url}{UPLOAD}") == b"here"
         assert studio.get(f"{other.url}/c.jpg") == b"there"
         assert host.authorizations() == [f"Token {TOKEN}"]
         assert other.authorizations() == [None, None]
 
-    def test_a_stranger_cannot_spend_it(self, host: PictureHost, other: PictureHost) -> None:
-        """An address elsewhere that redirects to Label Studio asks there without the token."""
-        other.answers["/a.jpg"] = redirect(f"{host.url}/b.jpg")
-        host.answers["/b.jpg"] = b"here"
-        at_studio(host, allowed_hosts=("127.0.0.1",)).get(f"{other.url}/a.jpg")
-        assert host.authorizations() == [None]
+    @pytest.mark.parametrize("path", [UPLOAD, "/api/tasks/1/", "/b.jpg"])
+    def test_a_stranger_cannot_spend_it(self, host: PictureHost, other: PictureHost, path: str) -> None:
+        """An address elsewhere that redirects to Label Studio leads nowhere: nothing is asked there."""
+        other.answers["/a.jpg"] = redirect(f"{host.url}{path}")
+        host.other = b"here"
+        refused(ForbiddenError, at_studio(host, allowed_hosts=("127.0.0.1",)), f"{other.url}/a.jpg")
+        assert host.requests == []
 
     def test_follows_inside_label_studio(self, host: PictureHost) -> None:
-        """A redirect within Label Studio, relative here, keeps the token."""
-        host.answers |= {"/x/a.jpg": redirect("../b.jpg", 301), "/b.jpg": b"here"}
-        assert at_studio(host).get(f"{host.url}/x/a.jpg") == b"here"
+        """A redirect within Label Studio, relative here, keeps the token where it leads to a picture."""
+        host.answers |= {"/tasks/1/resolve?fileuri=x": redirect("../../data/upload/1/a.jpg", 301), UPLOAD: b"here"}
+        assert at_studio(host).get(f"{host.url}/tasks/1/resolve?fileuri=x") == b"here"
         assert host.authorizations() == [f"Token {TOKEN}"] * 2
+
+    @pytest.mark.parametrize("base", ["", "/ls"])
+    @pytest.mark.parametrize("allowed", [(), ("127.0.0.1",)])
+    @pytest.mark.parametrize("redirected", [False, True])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/api/tasks/7/", "/api/projects/26/export?exportType=JSON&download_all_tasks=true", "/api/tasks/7/?/data/upload/x",
+            "/api/tasks/7/#/data/upload/1/x", "//api/tasks/7/", "/./api/tasks/7/", "/%61pi/tasks/7/", "/API/tasks/7/",
+            "/data/upload/../../api/tasks/7/", "/data/upload/%2e%2e/%2e%2e/api/tasks/7/", "/data/upload/",
+            "/x/../api/tasks/7/", "/tasks/7/resolve/x", "/tasks/x/resolve/", "/user/login/?next=/data/upload/1/a.jpg",
+            "/data/export/1.json", "/export/1", "/storage-data/uploaded/?filepath=upload/1/a.jpg", "/", "",
+        ],
+    )  # fmt: skip
+    def test_nothing_but_pictures_is_asked_of_label_studio(
+        self, host: PictureHost, base: str, allowed: tuple[str, ...], redirected: bool, path: str
+    ) -> None:
+        """Whatever else an address names there, itself or by a redirect, is refused before anything is sent."""
+        host.other = b"here"
+        start = f"{host.url}{base}{UPLOAD}"
+        host.answers[f"{base}{UPLOAD}"] = redirect(f"{host.url}{base}{path}")
+        what = at_studio(host, label_studio_url=host.url + base, allowed_hosts=allowed)
+        said = refused(ForbiddenError, what, start if redirected else f"{host.url}{base}{path}")
+        assert said.endswith("Correct the task.")
+        assert [asked for asked, _ in host.requests] == [f"{base}{UPLOAD}"] * redirected
+
+    def test_beside_its_sub_path_its_host_is_like_any_other(self, host: PictureHost) -> None:
+        """What lies beside /ls is no part of Label Studio: no token goes there, and only if the host is allowed."""
+        host.answers["/a.jpg"] = b"here"
+        within = {"label_studio_url": f"{host.url}/ls"}
+        refused(ForbiddenError, at_studio(host, **within), f"{host.url}/a.jpg")
+        assert at_studio(host, allowed_hosts=("127.0.0.1",), **within).get(f"{host.url}/a.jpg") == b"here"
+        assert host.authorizations() == [None]
 
     @pytest.mark.parametrize(
         ("path", "inside"),
-        [("/ls/a", True), ("/a", False), ("/lsx/a", False), ("/ls/../a", False), ("/ls/%2e%2e/a", False)],
+        [("/ls/a", True), ("/a", False), ("/lsx/a", False), ("/ls/../a", False), ("/ls/%2e%2e/a", False),
+            ("/x/../ls/a", True), ("//ls/a", True), ("/%6cs/a", True)],
     )
     def test_a_sub_path_is_a_border(self, path: str, inside: bool) -> None:
         """Behind http://host/ls only what lies under /ls/ is Label Studio."""
@@ -349,41 +389,77 @@ class TestLimits:
         assert "CELESTIAL_IMAGE_TIMEOUT_S" in said
         assert "s3cret" not in said
 
-    def test_a_silent_host_is_waited_for_once(self, host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The second picture of a host that just said nothing fails at once; half a minute later it is asked again."""
-        stop = threading.Event()
-        host.answers |= {"/a": lambda _: stop.wait(3), "/b": b"here"}
-        patient = downloader(image_timeout_s=0.4)
-        assert "within 0.4 seconds" in refused(FetchError, patient, f"{host.url}/a")
-        stop.set()
-        said = refused(FetchError, patient, f"{host.url}/b")
-        assert said.endswith("(It was tried a moment ago.)")
+    def test_a_host_that_is_down_is_tried_once(self, host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second picture of a host that let nobody in fails at once; half a minute later it is asked again."""
+        unplugged = [True]
+        connect = socket.create_connection
+
+        def create_connection(address: Any, *rest: Any, **options: Any) -> Any:
+            if unplugged:
+                raise TimeoutError
+            return connect(address, *rest, **options)
+
+        monkeypatch.setattr(socket, "create_connection", create_connection)
+        host.answers["/b"] = b"here"
+        patient = downloader()
+        assert "within 5 seconds" in refused(FetchError, patient, f"{host.url}/a")
+        unplugged.clear()
+        assert refused(FetchError, patient, f"{host.url}/b").endswith("(It was tried a moment ago.)")
         monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + guard.SILENT_S)
         assert patient.get(f"{host.url}/b") == b"here"
 
-    def test_close_forgets_who_was_silent(self, host: PictureHost) -> None:
+    def test_close_forgets_who_was_silent(self, host: PictureHost, monkeypatch: pytest.MonkeyPatch) -> None:
         """A host that is known to answer again need not be waited for."""
-        stop = threading.Event()
-        host.answers |= {"/a": lambda _: stop.wait(3), "/b": b"here"}
-        patient = downloader(image_timeout_s=0.4)
-        refused(FetchError, patient, f"{host.url}/a")
-        stop.set()
+        host.answers["/b"] = b"here"
+        patient = downloader()
+        with monkeypatch.context() as unplugged:
+            unplugged.setattr(socket, "create_connection", _refuse)
+            refused(FetchError, patient, f"{host.url}/a")
         patient.close()
         assert patient.get(f"{host.url}/b") == b"here"
 
-    def test_a_slow_picture_silences_no_host(self, host: PictureHost) -> None:
-        """A host that began to answer is asked for the next picture."""
+    @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"])
+    @pytest.mark.parametrize("own", [False, True])
+    def test_a_late_picture_silences_no_host(self, host: PictureHost, start: bytes, own: bool) -> None:
+        """A host that was connected to is asked for the next picture, whatever it said or did not; Label Studio too."""
         stop = threading.Event()
 
         def drip(handler: BaseHTTPRequestHandler) -> None:
-            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+            handler.wfile.write(start)
             stop.wait(3)
 
-        host.answers |= {"/a": drip, "/b": b"here"}
-        patient = downloader(image_timeout_s=0.4)
-        refused(FetchError, patient, f"{host.url}/a")
+        host.answers |= {UPLOAD: drip, "/data/upload/1/b.jpg": b"here"}
+        patient = (at_studio if own else downloader)(*[host] * own, image_timeout_s=0.4)
+        refused(FetchError, patient, f"{host.url}{UPLOAD}")
         stop.set()
-        assert patient.get(f"{host.url}/b") == b"here"
+        assert patient.get(f"{host.url}/data/upload/1/b.jpg") == b"here"
+
+    def test_a_redirect_that_leaves_no_time_silences_no_host(
+        self, host: PictureHost, other: PictureHost, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A host that another one left next to no time for was not tried."""
+
+        def late(handler: BaseHTTPRequestHandler) -> None:
+            time.sleep(0.3)
+            head = f"HTTP/1.1 302 Found\r\nLocation: {other.url}/a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            handler.wfile.write(head.encode())
+
+        host.answers["/a"] = late
+        other.answers["/b"] = b"here"
+        patient = downloader(image_timeout_s=0.5)
+        connect = socket.create_connection
+
+        def create_connection(address: Any, *rest: Any, **options: Any) -> Any:
+            if address[1] == other.port and len(other.requests) == 0 and not tried:
+                tried.append(address)
+                raise TimeoutError
+            return connect(address, *rest, **options)
+
+        tried: list[Any] = []
+        monkeypatch.setattr(socket, "create_connection", create_connection)
+        refused(FetchError, patient, f"{host.url}/a")
+        assert tried
+        assert patient.get(f"{other.url}/b") == b"here"
 
     def test_time_covers_all_hops(self, host: PictureHost) -> None:
         """Redirects share one deadline."""
@@ -465,14 +541,12 @@ class TestConnections:
         """Nothing is opened before the first picture; close and a fork both lead to new connections."""
         host.answers["/a.jpg"] = b"here"
         reader = downloader()
-        assert reader._pool is None
+        assert host.connections == 0
         reader.get(f"{host.url}/a.jpg")
         reader.close()
         reader.get(f"{host.url}/a.jpg")
-        parents = reader._pool
         monkeypatch.setattr(os, "getpid", lambda: -1)
         reader.get(f"{host.url}/a.jpg")
-        assert reader._pool is not parents
         assert host.connections == 3
 
     @pytest.mark.parametrize(
@@ -521,8 +595,8 @@ class TestSentences:
     def test_label_studio(self, host: PictureHost, status: int, detail: str, key: str | None, wanted: str) -> None:
         """What Label Studio 1.23.2 answers becomes its meaning and the setting to change; its own words are quoted."""
         body = f'{{"status_code": {status}, "detail": "{detail}"}}'.encode()
-        host.answers["/a"] = (status, {"Content-Type": "application/json"}, body)
-        said = refused(FetchError, at_studio(host, label_studio_api_key=key), f"{host.url}/a")
+        host.answers[UPLOAD] = (status, {"Content-Type": "application/json"}, body)
+        said = refused(FetchError, at_studio(host, label_studio_api_key=key), f"{host.url}{UPLOAD}")
         assert said.startswith(f"Label Studio answered {status}")
         assert wanted in said
         assert (detail.rstrip(".") in said) == (status != 500)
@@ -533,7 +607,7 @@ class TestSentences:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        said = refused(FetchError, downloader(label_studio_url=url), f"{url}/a")
+        said = refused(FetchError, downloader(label_studio_url=url), f"{url}{UPLOAD}")
         assert said.startswith(f"{url} refused the connection: nothing listens there. Inside a container localhost is")
         assert "host.docker.internal" in said
 

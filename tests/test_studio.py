@@ -134,20 +134,20 @@ def test_a_stale_token_costs_no_picture(host: PictureHost) -> None:
     host.answers[REFRESH] = issuing(host)
 
     def once(handler: BaseHTTPRequestHandler) -> None:
-        asked = [headers.get("Authorization") for path, headers in host.requests if path == "/a.jpg"]
+        asked = [headers.get("Authorization") for path, headers in host.requests if path == "/data/upload/1/a.jpg"]
         handler.wfile.write(
             b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n"
             if handler.headers["Authorization"] == asked[0]
             else b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhere"
         )
 
-    host.answers["/a.jpg"] = once
+    host.answers["/data/upload/1/a.jpg"] = once
     settings = Settings(label_studio_url=host.url, label_studio_api_key=PAT)
-    assert Downloader(settings, Studio(settings)).get(f"{host.url}/a.jpg") == b"here"
+    assert Downloader(settings, Studio(settings)).get(f"{host.url}/data/upload/1/a.jpg") == b"here"
     assert refreshes(host) == 2
-    host.answers["/a.jpg"] = 401
+    host.answers["/data/upload/1/a.jpg"] = 401
     with pytest.raises(FetchError, match="the token is wrong or was withdrawn"):
-        Downloader(settings, Studio(settings)).get(f"{host.url}/a.jpg")
+        Downloader(settings, Studio(settings)).get(f"{host.url}/data/upload/1/a.jpg")
 
 
 def said(what: Studio) -> str:
