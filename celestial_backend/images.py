@@ -251,4 +251,4 @@ def _unescaped_piece(text: bytes) -> bytes:
     kept = np.ones(len(signs), bool)
     kept[1:-1] &= ~escaped
     kept[2:] &= ~escaped
-    return signs[kept].tobytes()
+    return bytes(signs[kept])

@@ -20,6 +20,7 @@ from celestial_backend.errors import StudioError
 from celestial_backend.settings import Settings
 
 if TYPE_CHECKING:
+    import httpx
     from label_studio_sdk import LabelStudio
     from label_studio_sdk.core.api_error import ApiError
 
@@ -108,7 +109,7 @@ class Studio:
         try:
             return LabelStudio(  # type: ignore[no-untyped-call]
                 base_url=f"{self.url}/", api_key=self._key, timeout=ANSWER_TIMEOUT_S, max_retries=0,
-                httpx_client=punctual_client(ANSWER_TIMEOUT_S),
+                httpx_client=self._http(ANSWER_TIMEOUT_S),
             )
         except ApiError as error:  # a personal access token that has run out is known without asking
             raise StudioError(self._refusal(error)) from error
@@ -178,6 +179,26 @@ class Studio:
                 self._client = None
         return True
 
+    def _http(self, timeout_s: float) -> httpx.Client:
+        client = punctual_client(timeout_s)
+        client.event_hooks["response"].append(self._stay)
+        return client
+
+    def _stay(self, response: httpx.Response) -> None:
+        """Follow no redirect to another place: a personal access token lies in the body, which 307 and 308 repeat."""
+        if not response.has_redirect_location:
+            return
+        asked = response.request.url
+        told = asked.join(response.headers["location"])
+        if (told.scheme, told.host, told.port) == (asked.scheme, asked.host, asked.port):
+            return
+        rest = asked.path.removeprefix(urlsplit(self.url or "").path)
+        place = str(told.copy_with(userinfo=b"", path=told.path.removesuffix(rest) or "/", query=None, fragment=None))
+        raise StudioError(
+            f"Label Studio at {self._place} answers that it has moved elsewhere, and the token is not sent there."
+            f" If Label Studio is at {place.rstrip('/')}, set LABEL_STUDIO_URL to that."
+        )
+
     def _bearer(self, key: str, *, last: bool = False) -> dict[str, str]:
         import httpx
         from label_studio_sdk import LabelStudio
@@ -189,7 +210,7 @@ class Studio:
             if self._client is None:
                 # The slash keeps the sub-path of http://host/label-studio in the SDK's refresh address.
                 self._client = LabelStudio(  # type: ignore[no-untyped-call]
-                    base_url=f"{self.url}/", api_key=key, httpx_client=punctual_client(REFRESH_TIMEOUT_S)
+                    base_url=f"{self.url}/", api_key=key, httpx_client=self._http(REFRESH_TIMEOUT_S)
                 )
             # The SDK renews the token here, for its own calls; it has no public name for that.
             header = self._client._client_wrapper.get_headers()["Authorization"]

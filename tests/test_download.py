@@ -298,8 +298,9 @@ class TestToken:
     @pytest.mark.parametrize(
         "path",
         [
-            "/api/tasks/7/", "/api/projects/26/export?exportType=JSON&download_all_tasks=true", "/api/tasks/7/?/data/upload/x",
-            "/api/tasks/7/#/data/upload/1/x", "//api/tasks/7/", "/./api/tasks/7/", "/%61pi/tasks/7/", "/API/tasks/7/",
+            "/api/tasks/7/", "/api/projects/26/export?exportType=JSON&download_all_tasks=true",
+            "/api/tasks/7/?/data/upload/x", "/api/tasks/7/#/data/upload/1/x",
+            "//api/tasks/7/", "/./api/tasks/7/", "/%61pi/tasks/7/", "/API/tasks/7/",
             "/data/upload/../../api/tasks/7/", "/data/upload/%2e%2e/%2e%2e/api/tasks/7/", "/data/upload/",
             "/x/../api/tasks/7/", "/tasks/7/resolve/x", "/tasks/x/resolve/", "/user/login/?next=/data/upload/1/a.jpg",
             "/data/export/1.json", "/export/1", "/storage-data/uploaded/?filepath=upload/1/a.jpg", "/", "",
@@ -418,7 +419,7 @@ class TestLimits:
         patient.close()
         assert patient.get(f"{host.url}/b") == b"here"
 
-    @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"])
+    @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\n\r\nx"])
     @pytest.mark.parametrize("own", [False, True])
     def test_a_late_picture_silences_no_host(self, host: PictureHost, start: bytes, own: bool) -> None:
         """A host that was connected to is asked for the next picture, whatever it said or did not; Label Studio too."""

@@ -11,11 +11,12 @@ from http.server import BaseHTTPRequestHandler
 
 import jwt
 import pytest
-from picture_host import PictureHost, dripping, picture_host
+from picture_host import PictureHost, dripping, picture_host, redirect
 
 from celestial_backend import studio as studio_module
 from celestial_backend.download import Downloader
 from celestial_backend.errors import FetchError, StudioError
+from celestial_backend.project import StudioProject
 from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio, localhost_hint, moment
 
@@ -268,3 +269,38 @@ def test_import_is_light() -> None:
         " sys.exit('label_studio_sdk' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("key", [PAT, LEGACY])
+@pytest.mark.parametrize("kind", ["port", "scheme", "user", "path"])
+def test_no_redirect_takes_the_token_elsewhere(host: PictureHost, status: int, key: str, kind: str) -> None:
+    """Neither a renewal nor a call of the API follows to another place; the sentence says what to set instead."""
+    with picture_host() as other:
+        base = {"port": other.url, "scheme": other.url.replace("http:", "https:"), "path": f"{other.url}/ls",
+                "user": other.url.replace("//", "//user:s3cret@")}[kind]  # fmt: skip
+
+        def moved(handler: BaseHTTPRequestHandler) -> None:
+            head = f"HTTP/1.1 {status} Moved\r\nLocation: {base}{handler.path}\r\nContent-Length: 0\r\n\r\n"
+            handler.wfile.write(head.encode())
+
+        host.other = moved
+        project = StudioProject(studio(host, key), "1", patience_s=0)
+        for ask in (studio(host, key).authorization, project.label_config) if key == PAT else (project.label_config,):
+            with pytest.raises(StudioError) as raised:
+                ask()
+            said = str(raised.value)
+            shown = base.replace("user:s3cret@", "")
+            assert said.endswith(f" If Label Studio is at {shown}, set LABEL_STUDIO_URL to that."), said
+            assert "s3cret" not in said
+        assert host.requests
+        assert other.requests == []
+
+
+def test_a_redirect_within_label_studio_is_followed(host: PictureHost) -> None:
+    """Such as one to the same address with a slash at its end."""
+    host.answers["/api/projects/1/"] = (
+        200, {"Content-Type": "application/json"}, b'{"id": 1, "label_config": "<View/>"}'
+    )  # fmt: skip
+    host.other = redirect("/api/projects/1/", 307)
+    assert StudioProject(studio(host, LEGACY), "1", patience_s=0).label_config() == "<View/>"
