@@ -30,4 +30,4 @@ link.request('GET', '/health', headers={'Authorization': 'Basic ' + base64.b64en
 raise SystemExit(link.getresponse().status != 200)"]
 
 # The worker is a service of its own. On SIGTERM, running requests get some time to end.
-CMD ["python", "_wsgi.py", "--no-worker"]
+CMD ["python", "_wsgi.py", "--no-worker", "--host", "0.0.0.0"]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from celestial_backend.errors import BusyError
 from celestial_backend.settings import Settings
@@ -167,3 +170,73 @@ class Room:
         """Wait until there is room for so many pixels, and hold it; called once, before decoding."""
         self._bench._enter(pixels)
         self.pixels = pixels
+
+
+class FairPool:
+    """
+    Threads that requests share fairly; lives as long as the process, safe between threads.
+
+    A thread that is free goes to the request that has the fewest. No request has more than `most`, so
+    where there are more threads than that, one that comes later need not wait for an earlier one.
+    """
+
+    def __init__(self, most: int, name: str, spare: int = 0) -> None:
+        self._most = most
+        self._pool = ThreadPoolExecutor(most + spare, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._waiting: list[Share] = []  # those that have work to do
+        self._owed = 0  # threads that came free where nobody might have one more
+
+    def share(self) -> Share:
+        """What one request has of the threads; lives as long as the request."""
+        return Share(self)
+
+    def _add(self, share: Share, call: _Call) -> None:
+        with self._lock:
+            if not share.calls:
+                self._waiting.append(share)
+            share.calls.append(call)
+        self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        with self._lock:
+            share = min((one for one in self._waiting if one.running < self._most), key=_running, default=None)
+            if share is None:
+                self._owed += 1
+                return
+            future, work, args = share.calls.popleft()
+            if not share.calls:
+                self._waiting.remove(share)
+            share.running += 1
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work(*args))
+            except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+                future.set_exception(error)
+        with self._lock:
+            share.running -= 1
+            again, self._owed = self._owed > 0, max(0, self._owed - 1)
+        if again:
+            self._pool.submit(self._work)
+
+
+_Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
+
+
+class Share:
+    """The calls of one request, done by threads that others use too."""
+
+    def __init__(self, pool: FairPool) -> None:
+        self._pool = pool
+        self.calls: deque[_Call] = deque()
+        self.running = 0
+
+    def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Let a thread do it; as `Executor.submit`."""
+        future: Future[Any] = Future()
+        self._pool._add(self, (future, work, args))
+        return future
+
+
+def _running(share: Share) -> int:
+    return share.running

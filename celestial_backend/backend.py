@@ -54,13 +54,5 @@ class CelestialBodiesBackend(StatelessModel):
         project = str(data["project"]["id"])
         if event == "START_TRAINING":
             return {"event": event, **self.services.jobs.request(project)}
-        return {"event": event, **self.services.jobs.note_labels(project, _labels(event, data))}
-
-
-def _labels(event: str, data: dict[str, Any]) -> int:
-    """How many labels an event made or changed; what was deleted or skipped is none to learn from."""
-    if event == "ANNOTATIONS_DELETED":
-        return 0
-    made = data.get("annotation")
-    labels = made if isinstance(made, list) else [made]
-    return sum(isinstance(one, dict) and not one.get("was_cancelled") for one in labels)
+        labels = 0 if event == "ANNOTATIONS_DELETED" else int(data["labels"])
+        return {"event": event, **self.services.jobs.note_labels(project, labels)}

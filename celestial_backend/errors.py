@@ -6,6 +6,7 @@ Everything that can go wrong, one class per cause.
     ├── RequestError           a request body that is not what Label Studio sends
     │   ├── BodyTooLargeError  it has too many bytes
     │   └── BodyTooLateError   it did not come in time
+    ├── ForeignRequestError    a request that the web page of another site makes
     ├── BusyError              more is asked for at once than one process takes on
     ├── LabelConfigError       a label config that the model cannot serve
     ├── ImageError             a picture that cannot be had
@@ -17,6 +18,7 @@ Everything that can go wrong, one class per cause.
     │   ├── ModelNotFoundError it is not in the store
     │   └── ModelLoadError     it is there and does not load, or does not work
     ├── StudioError            Label Studio did not answer as it should
+    │   └── ProjectGoneError   it has no such project
     ├── StateError             the state folder cannot be read or written
     └── TrainingError          a training that cannot give a model
         ├── NotEnoughDataError too few examples
@@ -60,6 +62,12 @@ class BodyTooLateError(RequestError):
     """A request body that was not there in time."""
 
     status = 408
+
+
+class ForeignRequestError(CelestialError):
+    """A request that a browser makes for the page of another site, or may do so."""
+
+    status = 403
 
 
 class BusyError(CelestialError):
@@ -116,6 +124,10 @@ class StudioError(CelestialError):
 
     exit_code = 4
     status = 502
+
+
+class ProjectGoneError(StudioError):
+    """Label Studio has no such project, or does not show it to the token's user."""
 
 
 class StateError(CelestialError):

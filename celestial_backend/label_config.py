@@ -15,7 +15,8 @@ from xml.parsers import expat
 
 from celestial_backend.errors import LabelConfigError
 
-_DATA_KEY = re.compile(r"\$([^, {}]+)")  # the SDK's rule; braces are a Repeater's, and no task has such a key
+MAX_CHARS = 2_000_000  # of a label config; ten thousand choices have half of it
+_DATA_KEY = re.compile(r"\$([^, {}]{1,1000})")  # the SDK's rule; braces are a Repeater's, and no task has such a key
 _REASONS_TO_SKIP = {"model_skip": "the config says so", "perRegion": "it belongs to regions",
                     "perItem": "it belongs to the items of a list", "allowNested": "its choices are paths"}
 LOOSE_MAX_CHARS = 100  # putting n accents in order takes n * n steps
@@ -48,6 +49,9 @@ def read(label_config: str) -> tuple[list[ChoicesTag], dict[str, Mapping[str, st
     Reads as Label Studio's LabelInterface does: a control has a name and a toName, tag names
     are case-sensitive, and a Choice belongs to the nearest control around it.
     """
+    if len(label_config) > MAX_CHARS:
+        raise LabelConfigError(f"A label config may have {MAX_CHARS:,} letters, and this one has {len(label_config):,}."
+                               " Offer fewer choices.")
     tags: list[ChoicesTag] = []
     images: dict[str, Mapping[str, str]] = {}
     around: list[ChoicesTag | None] = [None]  # for each open element, the control that it lies in

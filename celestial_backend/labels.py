@@ -22,6 +22,7 @@ from celestial_backend.errors import FetchError, LabelConfigError, ModelError
 from celestial_backend.label_config import ChoicesTag, image_of, loose, match, read, short, some
 
 DEFAULT_THRESHOLD = 0.5
+SMALL_CHARS = 100_000  # of a config of which many are remembered; of larger ones, two
 MAX_WARNINGS = 20  # each becomes a line in the log, and a config may have thousands of controls
 MAX_MESSAGE_CHARS = 400  # it may become the reason phrase of an HTTP status line
 
@@ -86,7 +87,8 @@ class ChoiceMap:
         """
         if not isinstance(label_config, str):
             raise LabelConfigError(f"The label config must be XML text, got {type(label_config).__name__}.")
-        return _choice_map(label_config, tuple(classes))
+        known = _choice_map if len(label_config) <= SMALL_CHARS else _large_choice_map
+        return known(label_config, tuple(classes))
 
     @classmethod
     def for_learning(cls, label_config: str, classes: Sequence[str]) -> ChoiceMap:
@@ -183,8 +185,7 @@ class ChoiceMap:
         return {from_name: list(dict.fromkeys(names)) for from_name, names in found.items()}
 
 
-@lru_cache(maxsize=32)
-def _choice_map(label_config: str, classes: tuple[str, ...]) -> ChoiceMap:
+def _read_choice_map(label_config: str, classes: tuple[str, ...]) -> ChoiceMap:
     tags, images = read(label_config)
     controls: dict[str, ChoiceControl] = {}
     warnings: list[str] = []
@@ -212,6 +213,10 @@ def _choice_map(label_config: str, classes: tuple[str, ...]) -> ChoiceMap:
         warnings.append(f"No choice stands for the classes {some(lost)}, so they are never predicted.")
     warnings[MAX_WARNINGS:] = [f"{len(warnings) - MAX_WARNINGS} more such remarks."] * (len(warnings) > MAX_WARNINGS)
     return ChoiceMap(classes, tuple(controls.values()), tuple(warnings))
+
+
+_choice_map = lru_cache(maxsize=32)(_read_choice_map)
+_large_choice_map = lru_cache(maxsize=2)(_read_choice_map)
 
 
 def _control(tag: ChoicesTag, to_name: str, data_key: str, classes: tuple[str, ...]) -> tuple[ChoiceControl, list[str]]:

@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 
 from celestial_backend import __version__, protocol
 
@@ -49,29 +48,34 @@ TRAINING = {
 }
 METRICS = 'celestial_tasks_total{outcome="predicted"} 1998.0\ncelestial_tasks_total{outcome="failed"} 2.0\n'
 SENTENCES = {
-    "400": "The body of /predict is not what Label Studio sends: tasks: Field required.",
+    "400": "The body of /predict is not what Label Studio sends: Object missing required field 'tasks'.",
     "401": "User name or password of the ML backend is missing or wrong (BASIC_AUTH_USER).",
+    "403": "A page of another site must not use this backend; only its own pages may.",
     "404": "The requested URL was not found on the server.",
     "405": "The method is not allowed for the requested URL.",
     "408": "The body of the request did not come whole and in time. Send it again.",
     "413": "A request to /predict may have 100 MB, and this one has more. Send less at once.",
+    "415": "A request to /predict must be application/json, and this one is text/plain.",
     "422": "None of the choices ['cat', 'dog'] is a class of the model ['Earth', 'Mars'].",
     "503": "The model celestial_bodies_classifier_model:7 is not in the BentoML store.",
 }
 ERRORS = {
     "400": "The body is no JSON, or not what Label Studio sends.",
     "401": "The credentials of `BASIC_AUTH_USER` are missing or wrong.",
+    "403": "A browser sends it from another site, or it is asked for under a name that is not known.",
     "404": "There is no such path.",
     "405": "The path takes another method, which the header `Allow` names.",
     "408": "The body did not come in time.",
-    "413": "The body has more bytes than `CELESTIAL_REQUEST_MAX_MB` allows on this path.",
+    "413": "The body has more bytes than `CELESTIAL_REQUEST_MAX_MB` allows on this path, or more tasks or values than "
+    "one request may.",
+    "415": "The body's Content-Type is not `application/json`.",
     "422": "The label config cannot be read, or shares no class with the model.",
     "503": "There is no model to predict with, the state folder cannot be used, or too much is asked for "
     "at once; the header `Retry-After` then says when to ask again.",
 }
 ABOUT = (
-    "An ML backend for Label Studio, which calls the paths below. A body must be JSON, in UTF-8, whatever its "
-    "Content-Type says. Every error has the same shape."
+    "An ML backend for Label Studio, which calls the paths below. A body must be JSON, in UTF-8, and its Content-Type "
+    "`application/json`. Every error has the same shape."
 )
 
 
@@ -104,9 +108,9 @@ def document(*, guarded: bool) -> dict[str, Any]:
         })},
         "/docs": {"get": _get("This document as a page", _text("text/html", "<!doctype html>"))},
     }  # fmt: skip
-    _, schemas = models_json_schema([(model, "validation") for model in MODELS], ref_template=REFERENCE + "{model}")
+    _, schemas = msgspec.json.schema_components(MODELS, ref_template=REFERENCE + "{name}")
     components: dict[str, Any] = {
-        "schemas": schemas["$defs"],
+        "schemas": schemas,
         "responses": {status: _error(status) for status in ERRORS},
         "headers": {"RequestId": {"description": "Found in the server's log.", "schema": {"type": "string"}}},
     }
@@ -133,7 +137,7 @@ def page(made: dict[str, Any]) -> str:
 
 
 _HEALTH = {"status": "UP", "model_class": "CelestialBodiesBackend"}
-MODELS: tuple[type[BaseModel], ...] = (
+MODELS: tuple[type[msgspec.Struct], ...] = (
     protocol.SetupRequest, protocol.SetupAnswer, protocol.PredictRequest, protocol.PredictAnswer,
     protocol.WebhookRequest, protocol.OtherEvent, protocol.WebhookAnswer, protocol.OtherEventAnswer,
     protocol.HealthAnswer, protocol.ErrorAnswer,
@@ -141,14 +145,14 @@ MODELS: tuple[type[BaseModel], ...] = (
 
 
 def _get(summary: str, answer: dict[str, Any]) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": answer | _headers(), "405": _refer("405")}}
+    return {"summary": summary, "responses": {"200": answer | _headers(), "403": _refer("403"), "405": _refer("405")}}
 
 
 def _post(
     summary: str, about: str, body: dict[str, Any], answers: dict[str, dict[str, Any]], errors: tuple[str, ...]
 ) -> dict[str, Any]:
     responses = {status: answer | _headers() for status, answer in answers.items()}
-    responses |= {status: _refer(status) for status in ("400", "405", "408", "413", *errors)}
+    responses |= {status: _refer(status) for status in ("400", "403", "405", "408", "413", "415", *errors)}
     return {"summary": summary, "description": about, "requestBody": body, "responses": responses}
 
 
@@ -160,17 +164,17 @@ def _refer(status: str) -> dict[str, Any]:
     return {"$ref": f"#/components/responses/{status}"}
 
 
-def _schema(*models: type[BaseModel]) -> dict[str, Any]:
+def _schema(*models: type[msgspec.Struct]) -> dict[str, Any]:
     schemas: list[dict[str, Any]] = [{"$ref": REFERENCE + model.__name__} for model in models]
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
-def _body(*models: type[BaseModel], **examples: Any) -> dict[str, Any]:
+def _body(*models: type[msgspec.Struct], **examples: Any) -> dict[str, Any]:
     named = {name: {"value": value} for name, value in examples.items()}
     return {"required": True, "content": {"application/json": {"schema": _schema(*models), "examples": named}}}
 
 
-def _answer(model: type[BaseModel], example: Any) -> dict[str, Any]:
+def _answer(model: type[msgspec.Struct], example: Any) -> dict[str, Any]:
     content = {"application/json": {"schema": _schema(model), "example": example}}
     return {"description": model.__doc__, "content": content}
 
@@ -207,4 +211,4 @@ def _kind(schema: dict[str, Any]) -> str:
     kind = str(schema.get("type", "anything"))
     if kind != "array":
         return kind
-    return "empty list" if schema.get("maxItems") == 0 else f"list of {_kind(schema['items'])}"
+    return "empty list" if schema.get("maxItems") == 0 else f"list of {_kind(schema.get('items', {}))}"

@@ -6,15 +6,17 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from celestial_backend.admission import Bench
+from celestial_backend.admission import Bench, FairPool, Share
 from celestial_backend.classifier import Classifier
 from celestial_backend.errors import CelestialError, RequestError
 from celestial_backend.heap import Heap
@@ -27,6 +29,7 @@ from celestial_backend.store import ModelStore
 logger = logging.getLogger(__name__)
 
 TOLD_MAX = 1000  # label configs whose warnings are remembered as told
+FAILURES_TOLD = 20  # of one request, each on a line of the log; the others are counted
 CHECK_S = 1.5  # Label Studio gives /setup three seconds, and the machine may be busy with TensorFlow
 
 OUT_OF_TIME, NOT_FINITE = "OutOfTime", "NotFinite"  # causes that are no error's class
@@ -46,10 +49,10 @@ class Predictor:
         self._bench = Bench(settings)
         self._heap = Heap()
         # A picture that is here wants a core, and no thread but one; those that are fetched wait elsewhere.
-        self._near = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="picture")
-        self._far = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="fetched")
+        self._near = FairPool(max(2, os.cpu_count() or 2), "picture")
+        self._far = FairPool(settings.fetch_threads, "fetched", spare=max(1, settings.fetch_threads // 4))
         # Somebody who labels waits for a single task; its picture never queues behind those of batches.
-        self._single = ThreadPoolExecutor(settings.fetch_threads, thread_name_prefix="single")
+        self._single = FairPool(settings.fetch_threads, "single")
         self._told: set[int] = set()
 
     def check(self, label_config: str, project: str = "") -> None:
@@ -105,12 +108,16 @@ class Predictor:
         started = time.monotonic()
         classifier = self._store.current(project)
         choices = ChoiceMap.from_config(label_config, classifier.classes)
+        pool = self._single if len(tasks) == 1 else self._near
+        failures = _Failures(self._metrics, on_failure)
+        request = _Request(classifier, choices, deadline, failures, pool.share(), self._far.share())
         answers: list[Any] = []
-        for chunk, inputs in self._prepared(tasks, classifier, choices, deadline):
-            answers += self._answers(chunk, inputs, classifier, choices, deadline, on_failure)
+        for chunk, inputs in self._prepared(tasks, request):
+            answers += self._answers(chunk, inputs, request)
             self._heap.used(len(chunk))
         left = [LATE] * (len(tasks) - len(answers))
         late = sum(answer is LATE for answer in answers + left)
+        failures.summarize()
         if late:
             self._metrics.failure("task", OUT_OF_TIME, late)
             logger.warning("%d tasks were not reached in time; retrieve predictions again, and they are next", late)
@@ -123,55 +130,45 @@ class Predictor:
         )  # fmt: skip
         return answers
 
-    def _prepared(
-        self, tasks: Sequence[Any], classifier: Classifier, choices: ChoiceMap, deadline: float
-    ) -> Iterator[tuple[Sequence[Any], list[Future[Any]]]]:
+    def _prepared(self, tasks: Sequence[Any], request: _Request) -> Iterator[tuple[Sequence[Any], list[Future[Any]]]]:
         """Chunks of tasks with their pictures; the next chunk is read while one is predicted."""
-        chunks = [tasks[i : i + self._batch_size] for i in range(0, len(tasks), self._batch_size)]
         waiting: list[tuple[Sequence[Any], list[Future[Any]]]] = []
-        single = len(tasks) == 1
-        pool, work = (self._single, self._inputs) if single else (self._near, self._near_or_fetched)
-        for chunk in chunks:
-            if time.monotonic() >= deadline:
+        work = self._inputs if len(tasks) == 1 else self._near_or_fetched
+        for start in range(0, len(tasks), self._batch_size):
+            if time.monotonic() >= request.deadline:
                 break
-            waiting.append((chunk, [pool.submit(work, task, classifier, choices) for task in chunk]))
+            chunk = tasks[start : start + self._batch_size]
+            waiting.append((chunk, [request.near.submit(work, task, request) for task in chunk]))
             if len(waiting) == 2:
                 yield waiting.pop(0)
         yield from waiting
 
-    def _near_or_fetched(self, task: Any, classifier: Classifier, choices: ChoiceMap) -> Inputs | Future[Inputs]:
+    def _near_or_fetched(self, task: Any, request: _Request) -> Inputs | Future[Inputs]:
         inputs: Inputs = {}
-        for key, value in _values(task, choices):
+        for key, value in _values(task, request.choices):
             with self._bench.room() as room:
                 picture = self._images.read_near(value, room.take)
                 if picture is None:
-                    return self._far.submit(self._inputs, task, classifier, choices, inputs)
-                inputs[key] = self._input(picture, classifier)
+                    return request.far.submit(self._inputs, task, request, inputs)
+                inputs[key] = self._input(picture, request.classifier)
         return inputs
 
-    def _inputs(self, task: Any, classifier: Classifier, choices: ChoiceMap, ready: Inputs | None = None) -> Inputs:
+    def _inputs(self, task: Any, request: _Request, ready: Inputs | None = None) -> Inputs:
         inputs = dict(ready or {})
-        for key, value in _values(task, choices):
+        for key, value in _values(task, request.choices):
             if key not in inputs:
                 with self._bench.room() as room:
-                    inputs[key] = self._input(self._images.read(value, _id(task), room.take), classifier)
+                    picture = self._images.read(value, _id(task), room.take)
+                    inputs[key] = self._input(picture, request.classifier)
         return inputs
 
     def _input(self, picture: Image.Image, classifier: Classifier) -> NDArray[np.float32]:
         with self._metrics.stage(PREPARE):
             return classifier.prepare(picture)
 
-    def _answers(
-        self,
-        chunk: Sequence[Any],
-        inputs: list[Future[Any]],
-        classifier: Classifier,
-        choices: ChoiceMap,
-        deadline: float,
-        on_failure: OnFailure | None,
-    ) -> list[Any]:
-        pairs = zip(chunk, inputs, strict=True)
-        ready = [self._result_of(task, future, deadline, on_failure) for task, future in pairs]
+    def _answers(self, chunk: Sequence[Any], inputs: list[Future[Any]], request: _Request) -> list[Any]:
+        classifier = request.classifier
+        ready = [_result_of(task, future, request) for task, future in zip(chunk, inputs, strict=True)]
         rows = [array for prepared in ready if isinstance(prepared, dict) for array in prepared.values()]
         probabilities: Iterator[Any] = iter(self._probabilities(classifier, rows) if rows else ())
         answers: list[Any] = []
@@ -181,11 +178,10 @@ class Predictor:
                 continue
             row_of = {key: next(probabilities) for key in prepared}
             if not all(np.isfinite(row).all() for row in row_of.values()):
-                self._metrics.failure("task", NOT_FINITE)
-                _failed(_name(task), f"the model {classifier.tag} gives no finite probabilities", on_failure)
+                request.failures.add(task, NOT_FINITE, f"the model {classifier.tag} gives no finite probabilities")
                 answers.append([])
                 continue
-            result, score = choices.prediction(row_of)
+            result, score = request.choices.prediction(row_of)
             answers.append({"result": result, "score": score, "model_version": classifier.tag})
         return answers
 
@@ -193,32 +189,75 @@ class Predictor:
         with self._metrics.stage(MODEL):
             return classifier.probabilities(np.concatenate(rows))
 
-    def _result_of(self, task: Any, future: Future[Any], deadline: float, on_failure: OnFailure | None) -> Any:
-        """A task's prepared pictures; ``[]``, and a line in the log, where they could not be had; or `LATE`."""
-        name, prepared = _name(task), future
-        try:
-            while isinstance(prepared, Future):
-                future = prepared
-                prepared = future.result(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            future.cancel()
-            return LATE
-        except CelestialError as error:
-            _failed(name, str(error), on_failure)
-            self._metrics.failure("task", type(error).__name__)
-        except Exception as error:
-            logger.exception("Task %s failed unexpectedly", name)
-            self._metrics.failure("task", type(error).__name__)
-            if on_failure is not None:
-                on_failure(name, f"unexpected {type(error).__name__}; the log has more")
+
+@dataclass(frozen=True)
+class _Request:
+    """What belongs to one request from its first chunk to its last."""
+
+    classifier: Classifier
+    choices: ChoiceMap
+    deadline: float
+    failures: _Failures
+    near: Share
+    far: Share
+
+
+class _Failures:
+    """The tasks of one request that get no prediction: all are counted and told, the first ones stand in the log."""
+
+    def __init__(self, metrics: Metrics, on_failure: OnFailure | None) -> None:
+        self._metrics = metrics
+        self._on_failure = on_failure
+        self._causes: Counter[str] = Counter()
+        self._told = 0
+
+    def add(self, task: Any, cause: str, reason: str, error: Exception | None = None) -> None:
+        """One more task; with the error itself where nobody foresaw it."""
+        name = _name(task)
+        self._metrics.failure("task", cause)
+        if self._told < FAILURES_TOLD:
+            self._told += 1
+            if error is None:
+                logger.warning("Task %s: %s", name, reason)
+            else:
+                logger.error("Task %s failed unexpectedly", name, exc_info=error)
         else:
-            return prepared
-        return []
+            self._causes[cause] += 1
+        if self._on_failure is not None:
+            self._on_failure(name, reason)
+
+    def summarize(self) -> None:
+        """Say how many there were that the log does not name."""
+        if self._causes:
+            counts = ", ".join(f"{count} of {cause}" for cause, count in self._causes.most_common())
+            logger.warning("%d more tasks of the request failed: %s", self._causes.total(), counts)
+
+
+def _result_of(task: Any, future: Future[Any], request: _Request) -> Any:
+    """A task's prepared pictures; ``[]``, and a failure, where they could not be had; or `LATE`."""
+    prepared: Any = future
+    try:
+        while isinstance(prepared, Future):
+            future = prepared
+            left = None if request.deadline == math.inf else max(0.0, request.deadline - time.monotonic())
+            prepared = future.result(left)
+    except TimeoutError:
+        future.cancel()
+        return LATE
+    except CelestialError as error:
+        request.failures.add(task, type(error).__name__, str(error))
+    except Exception as error:  # noqa: BLE001 - a task costs no other its prediction, whatever it was
+        request.failures.add(task, type(error).__name__, f"unexpected {type(error).__name__}; the log has more", error)
+    else:
+        return prepared
+    return []
 
 
 def _values(task: Any, choices: ChoiceMap) -> Iterator[tuple[str, object]]:
     """The values of a task that name pictures, by data key."""
     data = task.get("data") if isinstance(task, Mapping) else None
+    if isinstance(data, RequestError):
+        raise data
     if not isinstance(data, Mapping):
         raise RequestError("A task must be an object with an object \"data\", as Label Studio sends it.")
     return ((key, choices.value_of(data, key)) for key in choices.data_keys)
@@ -235,8 +274,3 @@ def _name(task: Any) -> int | str:
     number = _id(task)
     return "without an id" if number is None else number
 
-
-def _failed(name: Any, reason: str, on_failure: OnFailure | None) -> None:
-    logger.warning("Task %s: %s", name, reason)
-    if on_failure is not None:
-        on_failure(name, reason)

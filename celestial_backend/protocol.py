@@ -1,176 +1,296 @@
 """
 What Label Studio sends, as far as this backend reads it, and what it is answered.
 
-Captured from Label Studio 1.23.2. Unknown keys are let through: Label Studio adds
-some with every release.
+Captured from Label Studio 1.23.2. Keys that nobody reads are skipped, not built: Label
+Studio adds some with every release, and whoever sends megabytes of them costs next to
+nothing. So are the tasks of a request until their turn comes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+import msgspec
+from msgspec import Meta, Raw, Struct
 
-from celestial_backend.errors import RequestError
+from celestial_backend.errors import BodyTooLargeError, RequestError
 
 TrainEvent = Literal[
     "START_TRAINING", "ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"
 ]
 TRAIN_EVENTS: tuple[str, ...] = get_args(TrainEvent)
 
+TASKS_MAX = 100_000  # of a request; Label Studio waits 100 seconds, in which a model predicts fewer
+VALUES_MAX = 5_000_000  # of a request, counted by their commas; so many tasks of Label Studio have about half of it
+LOOSE_MAX = 200_000  # of a body that is read in the slow way
+DATA_MAX = 10_000  # values of one task's data
+NOTHING = Raw(b"null")
 
-def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]  # to JSON, 7.0 is a whole number too
-
-
-class Sent(BaseModel):
-    """A value is of its very type: text that looks like a number is none."""
-
-    model_config = ConfigDict(strict=True)
+Sent = TypeVar("Sent")
 
 
-class SetupRequest(Sent):
+class Unread(Struct):
+    """An object whose keys nobody reads."""
+
+
+class SetupRequest(Struct, rename={"label_config": "schema"}):
     """Body of `POST /setup`."""
 
-    project: str | None = Field(None, description="The project's number, a point, and when it was made.")
-    label_config: str = Field(alias="schema", description="The project's label config.")
-    extra_params: dict[str, Any] | str | None = Field(None, description="Taken in every form, and not used.")
+    label_config: Annotated[str, Meta(description="The project's label config.")]
+    project: Annotated[str | None, Meta(description="The project's number, a point, and when it was made.")] = None
+    extra_params: Annotated[Unread | str | None, Meta(description="Taken in every form, and not used.")] = None
 
 
-class PredictRequest(Sent):
+class PredictRequest(Struct, Generic[Sent]):
     """Body of `POST /predict`."""
 
-    tasks: list[Any] = Field(description="Tasks with `id` and `data`; one that is none costs only its own prediction.")
-    label_config: str = Field(description="The project's label config.")
-    project: str | Whole | None = Field(None, description="The project, whose own model predicts if it has one.")
-    params: dict[str, Any] | None = Field(None, description="Not used.")
+    tasks: Annotated[
+        list[Sent], Meta(description="Tasks with `id` and `data`; one that is none costs only its own prediction.")
+    ]
+    label_config: Annotated[str, Meta(description="The project's label config.")]
+    project: Annotated[
+        str | int | None, Meta(description="The project, whose own model predicts if it has one.")
+    ] = None
+    params: Annotated[Unread | None, Meta(description="Not used.")] = None
 
 
-class WebhookProject(Sent):
+class WebhookProject(Struct):
     """The project of an event."""
 
-    id: Whole = Field(ge=1, lt=2**63, description="The project's number.")
-    label_config: str = Field("", description="The project's label config.")
+    id: Annotated[int, Meta(ge=1, le=2**63 - 1, description="The project's number.")]
+    label_config: Annotated[str, Meta(description="The project's label config.")] = ""
 
 
-class WebhookRequest(Sent):
+class Label(Struct):
+    """An annotation, of which only one thing is read."""
+
+    was_cancelled: Annotated[bool | None, Meta(description="Whether the task was skipped.")] = None
+
+
+class WebhookRequest(Struct):
     """Body of `POST /webhook` for an event that this backend listens to."""
 
-    action: TrainEvent = Field(description="The event.")
+    action: Annotated[TrainEvent, Meta(description="The event.")]
     project: WebhookProject
-    annotation: Any = Field(None, description="The label that was made or changed, or a list of them.")
+    annotation: Annotated[
+        Label | list[Label] | None, Meta(description="The label that was made or changed, or a list of them.")
+    ] = None
 
 
-class OtherEvent(Sent):
+class OtherEvent(Struct):
     """Body of `POST /webhook` for any other event; the rest of it is not read."""
 
-    action: Annotated[str, Field(json_schema_extra={"not": {"enum": list(TRAIN_EVENTS)}})]
+    action: Annotated[str, Meta(extra_json_schema={"not": {"enum": list(TRAIN_EVENTS)}})]
 
 
-class Choice(BaseModel):
+class Choice(Struct):
     """What is ticked."""
 
-    choices: list[str] = Field(min_length=1, description="Choices of the label config, by alias or value.")
+    choices: Annotated[
+        list[str], Meta(min_length=1, description="Choices of the label config, by alias or value.")
+    ]
 
 
-class Region(BaseModel):
+class Region(Struct):
     """What is predicted for one `Choices` of the label config."""
 
     id: str
-    from_name: str = Field(description="The name of the `Choices`.")
-    to_name: str = Field(description="The name of the `Image`.")
+    from_name: Annotated[str, Meta(description="The name of the `Choices`.")]
+    to_name: Annotated[str, Meta(description="The name of the `Image`.")]
     type: Literal["choices"]
     value: Choice
-    score: float = Field(ge=0, le=1, description="The model's probability of the best class.")
+    score: Annotated[float, Meta(ge=0, le=1, description="The model's probability of the best class.")]
 
 
-class Prediction(BaseModel):
+class Prediction(Struct):
     """The prediction of one task."""
 
-    result: list[Region] = Field(description="One for each `Choices` that the model has an answer to.")
-    score: float = Field(ge=0, le=1, description="The lowest of the regions' scores.")
-    model_version: str = Field(description="The BentoML tag of the model.")
+    result: Annotated[list[Region], Meta(description="One for each `Choices` that the model has an answer to.")]
+    score: Annotated[float, Meta(ge=0, le=1, description="The lowest of the regions' scores.")]
+    model_version: Annotated[str, Meta(description="The BentoML tag of the model.")]
 
 
-NoPrediction = Annotated[list[Any], Field(max_length=0)]
+NoPrediction = Annotated[list[Any], Meta(max_length=0)]
 
 
-class HealthAnswer(BaseModel):
+class HealthAnswer(Struct):
     """The server is up."""
 
     status: Literal["UP"]
     model_class: str
 
 
-class SetupAnswer(BaseModel):
+class SetupAnswer(Struct):
     """The model can serve the label config."""
 
-    model_version: str = Field(description="The tag that every prediction carries.")
+    model_version: Annotated[str, Meta(description="The tag that every prediction carries.")]
 
 
-class PredictAnswer(BaseModel):
+class PredictAnswer(Struct):
     """As many results as tasks, in their order."""
 
-    results: list[Prediction | NoPrediction] = Field(description="An empty list stands for a task that failed.")
+    results: Annotated[
+        list[Prediction | NoPrediction], Meta(description="An empty list stands for a task that failed.")
+    ]
 
 
-class Accepted(BaseModel):
+class Accepted(Struct):
     """What comes of an event."""
 
     event: TrainEvent
-    state: str = Field(description="Of the job, `counted`, or `not asked for`.")
-    job: str | None = Field(None, description="The training that will do it; the command `jobs` tells more.")
-    requests: int | None = Field(None, description="How many requests the job stands for.")
-    reason: str | None = Field(None, description="Why nothing comes of it.")
+    state: Annotated[str, Meta(description="Of the job, `counted`, or `not asked for`.")]
+    job: Annotated[
+        str | None, Meta(description="The training that will do it; the command `jobs` tells more.")
+    ] = None
+    requests: Annotated[int | None, Meta(description="How many requests the job stands for.")] = None
+    reason: Annotated[str | None, Meta(description="Why nothing comes of it.")] = None
 
 
-class WebhookAnswer(BaseModel):
+class WebhookAnswer(Struct):
     """The event was written down."""
 
     status: Literal["ok"]
     result: Accepted
 
 
-class OtherEventAnswer(BaseModel):
+class OtherEventAnswer(Struct):
     """The event was of no interest."""
 
     status: Literal["Unknown event"]
 
 
-class ErrorAnswer(BaseModel):
+class ErrorAnswer(Struct):
     """Every error; its sentence is the reason phrase of the status line too."""
 
     status: int
-    detail: str = Field(description="What is wrong and what to do, for people.")
-    request_id: str = Field(description="The server's log tells more under it; also the header `X-Request-ID`.")
+    detail: Annotated[str, Meta(description="What is wrong and what to do, for people.")]
+    request_id: Annotated[
+        str, Meta(description="The server's log tells more under it; also the header `X-Request-ID`.")
+    ]
 
 
-REQUESTS: dict[str, type[BaseModel]] = {
-    "/setup": SetupRequest,
-    "/predict": PredictRequest,
-    "/webhook": WebhookRequest,
+Request = SetupRequest | PredictRequest[Any] | WebhookRequest | OtherEvent
+# What is read from the bytes of a body, and, where they are JSON that only Python takes, from what it makes of them.
+KINDS: dict[str, tuple[Any, Any]] = {
+    "/setup": (SetupRequest, SetupRequest),
+    "/predict": (PredictRequest[Raw], PredictRequest[Any]),
+    "/webhook": (WebhookRequest, WebhookRequest),
+    "event": (OtherEvent, OtherEvent),
 }
 
 
-def check(path: str, body: object) -> None:
+def read(path: str, body: bytes) -> Request:
     """
-    Refuse a body that is not what Label Studio sends to this path.
+    What a body says, as far as it is read, in time that is linear in its length and with little memory.
 
     Raises:
-        RequestError: The message names the first key that is wrong, and why.
+        RequestError: It is not what Label Studio sends to this path; the message names what is wrong, and where.
+        BodyTooLargeError: It holds more values, or more tasks, than one request may.
     """
-    if not isinstance(body, dict):
-        raise RequestError(f"The body of {path} must be a JSON object, got {_kind(body)}.")
+    if body.count(b",") > VALUES_MAX:
+        raise BodyTooLargeError(
+            f"A request to {path} may hold {VALUES_MAX:,} values, and this one has more. Send fewer tasks at once."
+        )
+    if path == "/webhook":
+        event: OtherEvent = _read("event", path, body)
+        if event.action not in TRAIN_EVENTS:
+            return event
+    found: Request = _read(path, path, body)
+    if isinstance(found, PredictRequest) and len(found.tasks) > TASKS_MAX:
+        raise BodyTooLargeError(
+            f"A request to {path} may hold {TASKS_MAX:,} tasks, and this one has {len(found.tasks):,}, more than can be"
+            " predicted while Label Studio waits. Send fewer at once, or use the command prelabel."
+        )
+    return found
+
+
+class Tasks(Sequence[Any]):
+    """
+    The tasks of a request, each read whenever it is asked for: those that wait take no more than their bytes.
+
+    A task is a dict with ``id`` and ``data``; in the place of data that is too much to be read stands
+    the `RequestError` that says so. What is no object is None.
+    """
+
+    def __init__(self, sent: Sequence[Any]) -> None:
+        self._sent = sent
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def __getitem__(self, place: Any) -> Any:
+        found = self._sent[place]
+        return [_task(one) for one in found] if isinstance(place, slice) else _task(found)
+
+
+class _Task(Struct):
+    id: Raw = NOTHING
+    data: Raw = NOTHING
+
+
+_anything = msgspec.json.Decoder(Any)
+_task_parts = msgspec.json.Decoder(_Task)
+_readers = {name: msgspec.json.Decoder(strict) for name, (strict, _) in KINDS.items()}
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def _read(name: str, path: str, body: bytes) -> Any:
     try:
-        REQUESTS[path].model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RequestError(f"The body of {path} is not what Label Studio sends: {place}: {first['msg']}.") from None
+        return _readers[name].decode(body)
+    except UNREADABLE as error:
+        if body.count(b",") > LOOSE_MAX:
+            raise _wrong(path, error) from None
+    # Python takes more for JSON, such as NaN and halves of letters, and so did this backend always.
+    try:
+        found = json.loads(body, parse_float=_number)
+    except RecursionError:
+        raise RequestError(f"The body of {path} must not be nested by the hundreds, and is.") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        kind = "nothing that is JSON" if found is None else type(found).__name__
+        raise RequestError(f"The body of {path} must be a JSON object, got {kind}.")
+    try:
+        return msgspec.convert(found, KINDS[name][1])
+    except msgspec.ValidationError as error:
+        raise _wrong(path, error) from None
 
 
-def _kind(value: object) -> str:
-    return "nothing that is JSON" if value is None else type(value).__name__
+def _wrong(path: str, error: Exception) -> RequestError:
+    said = str(error).replace("`", "'")
+    return RequestError(f"The body of {path} is not what Label Studio sends: {said}.")
+
+
+def _number(text: str) -> float:
+    """To JSON, 7.0 is a whole number too."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def _task(sent: Any) -> Any:
+    if not isinstance(sent, Raw):
+        return sent
+    try:
+        parts = _task_parts.decode(sent)
+    except UNREADABLE:
+        return None
+    data = bytes(parts.data)
+    if len(data) > DATA_MAX and data.count(b",") > DATA_MAX:
+        return {
+            "id": _value(bytes(parts.id)),
+            "data": RequestError(f"The data of a task may hold {DATA_MAX:,} values, and this one has more."),
+        }
+    return {"id": _value(bytes(parts.id)), "data": _value(data)}
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return _anything.decode(text)
+    except UNREADABLE:
+        pass
+    try:  # numbers beyond all bounds
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

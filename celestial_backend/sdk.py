@@ -18,6 +18,8 @@ from typing import Any
 
 from flask import Flask
 
+from celestial_backend.tags import is_project
+
 
 def _import_quietly() -> Any:
     """
@@ -129,11 +131,11 @@ class _Manager(_SdkManager):  # type: ignore[misc]
         return wrapped.model.predict(tasks, **params), wrapped
 
     def webhook(self, event: str, data: dict[str, Any]) -> dict[str, Any]:
-        project = data["project"]
-        model = self.model_class(str(project["id"]), project.get("label_config"))
+        model = self.model_class(data["project"]["id"], data["project"]["label_config"])
         return {"result": model.fit(event, data), "status": "ok"}
 
 
 def project_id(project: object) -> str:
-    """The id in ``"<project id>.<unix time of creation>"``, as Label Studio names projects."""
-    return str(project).split(".", 1)[0] if project else ""
+    """The number in ``"<number>.<unix time of creation>"``, as Label Studio names projects; empty if there is none."""
+    number = str(project)[:20].partition(".")[0]  # the longest has 19 digits
+    return number if is_project(number) else ""

@@ -8,6 +8,7 @@ the variable's name, how its text is read, and the sentence that the README show
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_network
@@ -104,6 +105,13 @@ def _hosts(text: str) -> tuple[str, ...]:
     return hosts
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower().rstrip(".") for name in text.split(",") if name.strip())
+    if any(not re.fullmatch(r"[^\s:/?#@*]+", name) for name in names):
+        raise ValueError("must list names of hosts, without http://, port and stars")
+    return names
+
+
 def setting(variable: str, read: Callable[[str], Any], default: Any, about: str, **more: Any) -> Any:
     """Declare a field: its variable, the function that reads its text, its default, its sentence."""
     return field(default=default, metadata={"variable": variable, "read": read, "about": about}, **more)
@@ -132,6 +140,12 @@ class Settings:
     )
     basic_auth_pass: str | None = setting(
         "BASIC_AUTH_PASS", _text, None, "Password that goes with `BASIC_AUTH_USER`.", repr=False
+    )
+    hosts: tuple[str, ...] = setting(
+        "CELESTIAL_HOSTS",
+        _names,
+        (),
+        "Public names that this backend has, separated by commas; without a password it is asked by no others.",
     )
     log_level: str = setting("LOG_LEVEL", _log_level, "INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
     port: int = setting("PORT", _port, 9090, "Port that the web server listens on.")

@@ -177,10 +177,10 @@ def app(services: Services) -> Flask:
 def test_a_body_may_have_so_many_megabytes(app: Flask, path: str, most: int) -> None:
     """CELESTIAL_REQUEST_MAX_MB, and a tenth of it: more is refused with a sentence in the status line."""
     client = app.test_client()
-    refused = client.post(path, data=b"x" * (most + 1))
+    refused = client.post(path, data=b"x" * (most + 1), content_type="application/json")
     sentence = f"413 A request to {path} may have {most / MB:g} MB, and this one has more. Send less at once, or raise"
     assert refused.status.startswith(sentence)
-    assert client.post(path, data=b"x" * most).status_code == 400
+    assert client.post(path, data=b"x" * most, content_type="application/json").status_code == 400
     assert client.post("/predict", json=TASKS | {"more": "x" * 9000}).status_code == 200
 
 
@@ -219,7 +219,7 @@ def test_a_refused_request_holds_nothing(app: Flask, services: Services) -> None
     client = app.test_client()
     for body in (b"{", b"x" * 20_000, b"[]", b'{"tasks": 1}'):
         for _ in range(LINE + 10):
-            assert client.post("/predict", data=body).status_code in (400, 413)
+            assert client.post("/predict", data=body, content_type="application/json").status_code in (400, 413)
     assert client.post("/predict", json=TASKS).status_code == 200
     assert services.admission.predictions.requests == services.admission.predictions.bytes == 0
 

@@ -125,7 +125,9 @@ def test_clients_that_do_not_hang_up_keep_nobody_waiting(backends: Backends, las
 @pytest.mark.parametrize(("path", "most"), [("predict", "1"), ("setup", "0.1"), ("webhook", "0.1")])
 def test_a_body_without_a_length_is_bounded_too(url: str, path: str, most: str) -> None:
     """What comes in chunks is refused once it is more than CELESTIAL_REQUEST_MAX_MB, or a tenth of it."""
-    refused = requests.post(f"{url}/{path}", data=(b" " * 100_000 for _ in range(11)), timeout=ENDED)
+    refused = requests.post(f"{url}/{path}", data=(b" " * 100_000 for _ in range(11)), timeout=ENDED,
+        headers={"Content-Type": "application/json"},
+    )
     assert refused.status_code == 413
     assert refused.reason.startswith(f"A request to /{path} may have {most} MB, and this one has more.")
 

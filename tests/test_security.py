@@ -139,9 +139,73 @@ def test_no_pickle_is_taken_from_the_queue(tmp_path: Path) -> None:
 def test_what_a_proxy_would_set_is_not_believed(services: Services) -> None:
     """Anybody can send such headers: no other host, scheme or user comes of them."""
     client = create_app(services).test_client()
-    forged = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/evil.example", "Host": "evil.example"}
+    forged = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/evil.example"}
     for path in sorted(PATHS):
         answer = client.get(path, headers=forged)
         assert "evil.example" not in f"{answer.headers}{answer.text}"
         assert answer.status_code in (200, 405)
+
+
+TRAINING = {"action": "START_TRAINING", "project": {"id": 1}}
+FOREIGN = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://localhost:8080"},
+    {"Origin": "http://localhost.evil.example"},
+    {"Origin": "http://localhost@evil.example"},
+    {"Origin": "localhost"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "iframe"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "http://evil.example"},
+]
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("sent", FOREIGN, ids=str)
+def test_no_page_of_another_site_can_use_it(services: Services, sent: dict[str, str], guarded: bool) -> None:
+    """Whatever a browser sends for it, with the password that it may remember too: 403, and nothing is done."""
+    settings = replace(services.settings, **({"basic_auth_user": "u", "basic_auth_pass": "p"} if guarded else {}))
+    client = create_app(replace(services, settings=settings)).test_client()
+    auth = ("u", "p") if guarded else None
+    for path in sorted(PATHS):
+        for method in ("GET", "POST"):
+            answer = client.open(path, method=method, headers=sent, json=TRAINING, auth=auth)
+            assert answer.status_code == 403, path
+            assert answer.json["detail"].startswith("A page of another site must not use this backend")
+    assert services.jobs.ledger.jobs() == []
+
+
+def test_own_pages_and_followed_links_are_let_in(services: Services) -> None:
+    """What our own pages ask for, and what somebody opens, from wherever the link was."""
+    client = create_app(services).test_client()
+    own = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    typed = {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert client.post("/webhook", json={"action": "TASKS_CREATED"}, headers=own).status_code == 200
+    for sent in (own, link, typed):
+        assert client.get("/docs", headers=sent).status_code == 200
+    assert client.post("/webhook", json={"action": "TASKS_CREATED"}, headers=link).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("evil.example", False), ("evil.example:9090", False), ("127.0.0.1.evil.example", False), ("[::1", False),
+        ("localhost.evil.example", False), ("evil.example.", False),
+        ("ml.example.com", True), ("ML.example.com.:443", True), ("x.ml.example.com", False),
+        ("127.0.0.1:9090", True), ("[::1]:9090", True), ("192.168.1.7", True), ("localhost:9090", True),
+        ("backend", True), ("ml-backend.internal:9090", True), ("host.docker.internal", True), ("mac.local", True),
+    ],
+)  # fmt: skip
+def test_without_a_password_only_known_names_are_answered(services: Services, host: str, known: bool) -> None:
+    """A site can give its own name to this machine's address, and its pages are then ours to a browser."""
+    app = create_app(replace(services, settings=replace(services.settings, hosts=("ml.example.com",))))
+    for answer in (app.test_client().get("/health", headers={"Host": host}),
+                   app.test_client().post("/webhook", json=TRAINING, headers={"Host": host})):  # fmt: skip
+        assert (answer.status_code != 403) == known
+    guarded = replace(services.settings, basic_auth_user="u", basic_auth_pass="p")
+    client = create_app(replace(services, settings=guarded)).test_client()
+    assert client.get("/health", headers={"Host": host}, auth=("u", "p")).status_code == 200
 
