@@ -205,8 +205,9 @@ class FairPool:
                 self._owed += 1
                 return
             future, work, args = share.calls.popleft()
-            if not share.calls:
-                self._waiting.remove(share)
+            self._waiting.remove(share)
+            if share.calls:
+                self._waiting.append(share)  # behind those that have as few
             share.running += 1
         if future.set_running_or_notify_cancel():
             try:

@@ -191,7 +191,8 @@ class Settings:
         "CELESTIAL_FETCH_THREADS",
         _count,
         8,
-        "Pictures that one process fetches side by side for batches, and as many for single tasks.",
+        "Pictures that are fetched side by side for one batch, and as many for single tasks; other batches have a quarter"
+        " more.",
     )
     predict_max_s: float = setting(
         "CELESTIAL_PREDICT_MAX_S",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,7 +16,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from picture_host import PictureHost, picture_host
 
-from celestial_backend.admission import LINE, Admission, Bench
+from celestial_backend.admission import LINE, Admission, Bench, FairPool
 from celestial_backend.app import create_app
 from celestial_backend.errors import BusyError
 from celestial_backend.renderer import render
@@ -252,3 +254,90 @@ def test_predictions_wait_for_their_turn(app: Flask, host: PictureHost, tmp_path
         assert app.test_client().get("/health").status_code == 200
         go_on.set()
         assert first.result(WAIT_S)[0]["result"] == second.result(WAIT_S)[0]["result"] != []
+
+
+def test_threads_are_shared_between_requests() -> None:
+    """A request with much to do has as many as it may, one that comes later its own; each call gives its result."""
+    pool, go_on = FairPool(4, "test", spare=1), threading.Event()
+    running: Counter[str] = Counter()
+
+    def work(name: str) -> str:
+        running[name] += 1
+        assert go_on.wait(WAIT_S)
+        return name
+
+    first, second = pool.share(), pool.share()
+    calls = [first.submit(work, "first") for _ in range(64)]
+    wait_for(lambda: running["first"] == 4)
+    late = [second.submit(work, "second") for _ in range(2)]
+    wait_for(lambda: running["second"] == 1)
+    assert running["first"] == 4
+    go_on.set()
+    assert [call.result(WAIT_S) for call in calls + late] == ["first"] * 64 + ["second"] * 2
+
+
+def test_a_thread_that_is_free_goes_to_the_request_that_has_the_fewest() -> None:
+    """However much the first has lined up, the second is served by turns from the moment that it is there."""
+    pool, done = FairPool(1, "test"), list[str]()
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        started.set()
+        assert go_on.wait(WAIT_S)
+
+    first, second = pool.share(), pool.share()
+    first.submit(wait)
+    assert started.wait(WAIT_S)
+    calls = [share.submit(done.append, name) for share, name in [(first, "first")] * 20 + [(second, "second")] * 3]
+    go_on.set()
+    for call in calls:
+        call.result(WAIT_S)
+    assert done.index("second") <= 1
+    assert sorted(done) == ["first"] * 20 + ["second"] * 3
+
+
+def test_what_was_given_up_is_not_done_and_what_fails_fails_alone() -> None:
+    """A call that is cancelled in line costs nothing; an error reaches whoever waits for it, and no other."""
+    pool, go_on, done = FairPool(1, "test"), threading.Event(), list[int]()
+    share = pool.share()
+    first = share.submit(go_on.wait, WAIT_S)
+    given_up, failing, last = share.submit(done.append, 1), share.submit(int, "x"), share.submit(done.append, 2)
+    assert given_up.cancel()
+    go_on.set()
+    assert first.result(WAIT_S)
+    with pytest.raises(ValueError, match="invalid literal"):
+        failing.result(WAIT_S)
+    last.result(WAIT_S)
+    assert done == [2]
+
+
+def test_pictures_that_drip_keep_no_other_request_waiting(host: PictureHost, tmp_path: Path) -> None:
+    """64 tasks of one request that take all the time there is: a request beside it is predicted meanwhile."""
+    settings = Settings(
+        bentoml_home=tmp_path / "bentoml", model_dir=tmp_path, threads=2, image_timeout_s=WAIT_S,
+        predict_max_s=WAIT_S, allowed_hosts=("127.0.0.1",), fetch_threads=4,
+    )  # fmt: skip
+    services = build(settings)
+    app, stop = create_app(services), threading.Event()
+    render("Mars", 1).save(tmp_path / "mars.png")
+    host.answers = {"/slow": lambda _: stop.wait(WAIT_S), "/fast": (tmp_path / "mars.png").read_bytes()}
+
+    def ask(path: str, number: int) -> list[object]:
+        tasks = [{"id": n, "data": {"image": host.url + path}} for n in range(number)]
+        return list(app.test_client().post("/predict", json=TASKS | {"tasks": tasks}).json["results"])
+
+    assert all(ask("/fast", 2))
+    with ThreadPoolExecutor(1) as threads:
+        dripping = threads.submit(ask, "/slow", 64)
+        wait_for(lambda: sum(path == "/slow" for path, _ in host.requests) == 4)
+        assert all(ask("/fast", 2))
+        assert not dripping.done()
+        stop.set()
+        assert dripping.result(2 * WAIT_S) == [[]] * 64
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
