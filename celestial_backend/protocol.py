@@ -26,6 +26,7 @@ TASKS_MAX = 100_000  # of a request; Label Studio waits 100 seconds, in which a 
 VALUES_MAX = 5_000_000  # of a request, counted by their commas; so many tasks of Label Studio have about half of it
 LOOSE_MAX = 200_000  # of a body that is read in the slow way
 DATA_MAX = 10_000  # values of one task's data
+ID_MAX = 20  # bytes of a task's number
 NOTHING = Raw(b"null")
 
 Sent = TypeVar("Sent")
@@ -276,13 +277,12 @@ def _task(sent: Any) -> Any:
         parts = _task_parts.decode(sent)
     except UNREADABLE:
         return None
-    data = bytes(parts.data)
+    data: Any = bytes(parts.data)
     if len(data) > DATA_MAX and data.count(b",") > DATA_MAX:
-        return {
-            "id": _value(bytes(parts.id)),
-            "data": RequestError(f"The data of a task may hold {DATA_MAX:,} values, and this one has more."),
-        }
-    return {"id": _value(bytes(parts.id)), "data": _value(data)}
+        data = RequestError(f"The data of a task may hold {DATA_MAX:,} values, and this one has more.")
+    else:
+        data = _value(data)
+    return {"id": _value(bytes(parts.id)) if len(parts.id) <= ID_MAX else None, "data": data}
 
 
 def _value(text: bytes) -> Any:

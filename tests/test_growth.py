@@ -239,10 +239,11 @@ def test_a_request_has_a_bounded_number_of_values(client: FlaskClient) -> None:
 
 
 def test_what_nobody_reads_is_not_built(client: FlaskClient) -> None:
-    """A million values under a key of no meaning, and in a task beside its data, cost next to no memory."""
+    """A million values under a key of no meaning, and in a task beside its data or as its number: no memory."""
     config = label_config().replace('"', "'").encode()
     many = b"[" + b"[]," * MB + b"0]"
-    body = b'{"x":%b,"tasks":[{"id":1,"x":%b,"data":{"image":"x"}}],"label_config":"%b"}' % (many, many, config)
+    task = b'{"id":%b,"x":%b,"data":{"image":"x"}}' % (many, many)
+    body = b'{"x":%b,"tasks":[%b],"label_config":"%b"}' % (many, task, config)
     assert post(client, body).json["results"] == [[]]
     tracemalloc.start()
     assert len(Tasks(read("/predict", body).tasks)[0:1]) == 1  # type: ignore[union-attr]
