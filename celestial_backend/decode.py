@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable
 from io import BytesIO
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
-from celestial_backend.bombs import refuse_bomb
+from celestial_backend.bombs import refuse_bomb, refuse_exif_bomb
 from celestial_backend.errors import DecodeError, TooLargeError
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
@@ -48,6 +48,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION = 0x0112  # the EXIF tag
+INNER_NOTES = (0x8769, 0x8825)  # EXIF tags that lead to more of them: of the camera, and of the place
 
 
 def decode(data: bytes, max_pixels: float, take: Callable[[int], None] | None = None) -> Image.Image:
@@ -78,6 +79,7 @@ def decode(data: bytes, max_pixels: float, take: Callable[[int], None] | None = 
         _check_size(image, max_pixels)
         if take is not None:
             take(image.width * image.height)
+        _spare_work(image, len(data))
         image.load()
         return rgb(_upright(image))
     except (TooLargeError, DecodeError):
@@ -108,9 +110,25 @@ def _too_many(max_pixels: float, seen: str) -> str:
     )
 
 
+def _spare_work(image: ImageFile.ImageFile, length: int) -> None:
+    """Keep Pillow from work that does nothing for the pixels and that a stranger can make long."""
+    if image.format in ("JPEG", "MPO"):
+        # libjpeg reads filling between its parts anew for each block that it is given, so it gets the file as one.
+        image.decodermaxblock = length
+    elif image.format == "TIFF":
+        # To turn the picture, Pillow reads all notes, in directories inside others too. It keeps what it has read.
+        notes = image.getexif()
+        for tag in INNER_NOTES:
+            if tag in notes:
+                del notes[tag]
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
+        refuse_exif_bomb(image.info)
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except TooLargeError:
+        raise
     except Exception:  # noqa: BLE001 - broken EXIF data says nothing, and the pixels are fine without
         turn = None
     return image if turn is None else image.transpose(turn)

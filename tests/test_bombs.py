@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import subprocess
 import sys
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from test_decode import claiming, noise, saved
 
-from celestial_backend.bombs import BLOCKS_MAX, CHUNKS_MAX, RUNS_MAX, SCANS_MAX, SEGMENTS_MAX, STRIPS_MAX
+from celestial_backend.bombs import (
+    AVIF_EXIF_MAX,
+    BLOCKS_MAX,
+    CHUNKS_MAX,
+    ENTRIES_MAX,
+    FILLING_MAX,
+    FRACTIONS_MAX,
+    HEAD_MAX,
+    NOTES_MAX,
+    PACKED_MAX,
+    PIECES_MAX,
+    PROPERTY_MAX,
+    RUNS_MAX,
+    SCANS_MAX,
+    SEGMENTS_MAX,
+    STRIPS_MAX,
+)
 from celestial_backend.decode import FORMATS, decode
 from celestial_backend.errors import DecodeError, TooLargeError
 
@@ -52,15 +71,15 @@ def chunk(name: bytes, body: bytes = b"") -> bytes:
 
 def with_chunks(chunks: bytes) -> bytes:
     """A PNG with more between its head and its pixels."""
-    whole = plain("PNG")
+    whole = saved(Image.new("RGB", (8, 4), RED), "PNG")
     return whole[:33] + chunks + whole[33:]
 
 
-def blocks(number: int, start: bytes = b"\x21\xfe") -> bytes:
+def blocks(number: int, start: bytes = b"\x21\xfe", block: bytes = b"\1c") -> bytes:
     """A GIF with a comment of one-byte blocks."""
     whole = saved(Image.new("P", (8, 8)), "GIF")
     first = 13 + (3 << (whole[10] & 7) + 1 if whole[10] & 0x80 else 0)
-    return whole[:first] + start + b"\1c" * number + b"\0" + whole[first:]
+    return whole[:first] + start + block * number + b"\0" + whole[first:]
 
 
 def tiles(side: int, big: bool = False) -> bytes:
@@ -87,13 +106,99 @@ def runs(side: int, body: bytes) -> bytes:
     return b"BM" + struct.pack("<I4xI", 58 + len(body), 58) + head + bytes((0, 0, 255, 0)) + body
 
 
+def repeated(part: bytes, size: int) -> bytes:
+    return part * (size // len(part))
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def with_segments(parts: bytes) -> bytes:
+    """A JPEG with more behind its first bytes; it has no JFIF part, so Pillow asks EXIF for its resolution."""
+    whole = saved(Image.new("RGB", (8, 4), RED), "JPEG")
+    return whole[:2] + parts + whole[whole.index(b"\xff\xdb") :]
+
+
+def pieces(start: bytes, data: bytes) -> bytes:
+    """Segments of APP1 that hold what is too long for one."""
+    step = 65_533 - len(start)
+    return b"".join(segment(0xE1, start + data[at : at + step]) for at in range(0, len(data), step))
+
+
+def notes(entries: Sequence[tuple[int, int, int, int]], size: int = 0) -> bytes:
+    """A block of EXIF data: a directory of tags, types, counts and places, and then as many bytes of ones."""
+    block = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(struct.pack("<HHII", *one) for one in entries)
+    return (block + bytes(4)).ljust(size, b"\1")
+
+
+def with_exif(kind: str, block: bytes) -> bytes:
+    """A picture with EXIF data, where each format has it."""
+    if kind == "JPEG":
+        return with_segments(pieces(b"Exif\0\0", block))
+    if kind == "PNG":
+        return with_chunks(chunk(b"eXIf", block))
+    if kind == "WEBP":
+        return webp_of(8, 8, b"EXIF" + struct.pack("<I", len(block)) + block + bytes(len(block) % 2))
+    whole = saved(Image.new("RGB", (8, 4), RED), "AVIF", exif=b"Exif\0\0" + notes([(0x0128, 3, 1, 2)]))
+    at, short = whole.index(b"II*\0") - 10, 10 + len(notes([(0x0128, 3, 1, 2)]))
+    whole = whole.replace(struct.pack(">II", at, short), struct.pack(">II", len(whole) + 8, 4 + len(block)))
+    return whole + box(b"mdat", bytes(4), block)
+
+
+def box(name: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return struct.pack(">I", 8 + len(body)) + name + body
+
+
+def avif(*tables: bytes) -> bytes:
+    """An AVIF of which there is only the head."""
+    return box(b"ftyp", b"avif\0\0\0\0avifmif1") + box(b"meta", bytes(4), *tables)
+
+
+def items(number: int, count: int, size: int, name: bytes = b"mime") -> bytes:
+    """An AVIF of items that are put together from so many pieces of a size."""
+    places = b"".join(
+        struct.pack(">HHH", 1 + item, 0, count) + struct.pack(">II", 0, size) * count for item in range(number)
+    )
+    names = b"".join(box(b"infe", b"\2\0\0\0", struct.pack(">HH", 1 + item, 0), name + b"\0") for item in range(number))
+    return avif(
+        box(b"iloc", b"\0\0\0\0\x44\0", struct.pack(">H", number), places),
+        box(b"iinf", bytes(4), struct.pack(">H", number), names),
+    )
+
+
+def associated(size: int) -> bytes:
+    """An AVIF that says of many items that there is nothing to say of them."""
+    said = np.zeros(size // 5, dtype=[("item", ">u4"), ("properties", "u1")])
+    said["item"] = range(1, 1 + len(said))
+    return avif(box(b"iprp", box(b"ipco"), box(b"ipma", b"\1\0\0\0", struct.pack(">I", len(said)), said.tobytes())))
+
+
+def tiff(entries: Sequence[tuple[int, int, int, int]], size: int, compressed: bool = False) -> bytes:
+    """A TIFF of 8 x 8 pixels with more entries and as many bytes of ones at 65536."""
+    whole = saved(Image.new("L", (8, 8)), "TIFF", compression="tiff_lzw" if compressed else None)
+    (start,) = struct.unpack_from("<I", whole, 4)
+    (number,) = struct.unpack_from("<H", whole, start)
+    first = [struct.unpack_from("<HHII", whole, start + 2 + 12 * place) for place in range(number)]
+    every = sorted([*first, *entries])
+    directory = struct.pack("<H", len(every)) + b"".join(struct.pack("<HHII", *one) for one in every) + bytes(4)
+    whole = whole[:4] + struct.pack("<I", len(whole)) + whole[8:] + directory
+    return whole.ljust(65_536, b"\0") + inner(size)
+
+
+def inner(size: int) -> bytes:
+    """A directory of one entry, which holds fractions."""
+    return struct.pack("<HHHIII", 1, 0x9999, 5, size // 8, 65_536 + 18, 0) + b"\1" * size
+
+
 def gif_of(width: int, height: int) -> bytes:
     return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + plain("GIF")[13:]
 
 
-def webp_of(width: int, height: int) -> bytes:
+def webp_of(width: int, height: int, chunks: bytes = b"") -> bytes:
     size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    body = b"VP8X" + struct.pack("<IB3x", 10, 0) + size + plain("WEBP")[12:]
+    body = b"VP8X" + struct.pack("<IB3x", 10, 12 if chunks else 0) + size + plain("WEBP")[12:] + chunks
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
@@ -114,6 +219,13 @@ REFUSED = {
     "png-chunks": (lambda: with_chunks(chunk(b"abCd") * 1_000_000), rf"may have {CHUNKS_MAX} chunks"),
     "gif-blocks": (lambda: blocks(5_000_000), rf"may have {BLOCKS_MAX} blocks"),
     "gif-blocks-after-filling": (lambda: blocks(5_000_000, b"\0\0\x21\xfe"), rf"may have {BLOCKS_MAX} blocks"),
+    "png-profiles": (
+        lambda: with_chunks(chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_000_000))) * 5_000),
+        rf"may have {PACKED_MAX} compressed texts and profiles"),
+    "tiff-notes-at-one-place": (
+        lambda: tiff([(tag, 7, 1_000_000, 65_536) for tag in range(40_000, 43_900)], 1_000_000, compressed=True),
+        r"may have \d+ bytes in its entries"),
+    "avif-associations": (lambda: associated(1_000_000), rf"may have {HEAD_MAX} bytes of tables"),
     "tiff-tiles": (lambda: tiles(1500), rf"may have {STRIPS_MAX} strips or tiles"),
     "big-tiff-tiles": (lambda: tiles(1500, big=True), rf"may have {STRIPS_MAX} strips or tiles"),
     "tiff-strips-in-bytes": (lambda: offsets(273, 1), rf"may have {STRIPS_MAX} strips or tiles"),
@@ -246,3 +358,210 @@ def test_modes_of_tiff(mode: str) -> None:
     red = decode(saved(Image.new("RGB", (8, 8), RED).convert(mode), "TIFF"), MANY).getpixel((4, 4))
     assert red[0] > 200
     assert max(red[1:]) < 60
+
+
+BLOCKS = {  # of EXIF data, by what their size is spent on
+    "one-value": lambda size: notes([(0x927C, 7, size - 30, 26)], size),
+    "values-at-one-place": lambda size: notes([(tag, 7, size // 2, 8) for tag in range(1000, 4900)], size),
+    "values-past-the-end": lambda size: notes([(tag, 7, size, 8) for tag in range(1000, 4900)], size),
+    "entries": lambda size: notes([(tag, 7, 5, 8) for tag in range(1000, 1000 + min(64_000, size // 16))], size),
+    "fractions": lambda size: notes([(tag, 5, size // 8 - 20, 50) for tag in (0x0128, 0x011A)], size),
+    "numbers": lambda size: notes([(0x9999, 3, size // 2 - 20, 26)], size),
+    "turned-fractions": lambda size: notes([(0x0112, 5, size // 8 - 20, 26)], size),
+    "inner-fractions": lambda size: notes([(0x8769, 4, 1, 26)], 26) + struct.pack("<HHHII", 1, 9, 5, size // 8 - 20, 60)
+    + b"\1" * size,
+}  # fmt: skip
+PACKED = zlib.compress(bytes(1_000_000))
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
+GROWING: dict[str, Callable[[int], bytes]] = {
+    "jpeg-exif": lambda size: with_segments(repeated(segment(0xE1, b"Exif\0\0" + bytes(65_000)), size)),
+    "jpeg-exif-behind-an-end": lambda size: with_segments(b"\xff\xd9" + pieces(b"Exif\0\0", bytes(size))),
+    "jpeg-exif-behind-a-bare-marker": lambda size: with_segments(
+        repeated(b"\xff\xc8" + segment(0xE1, b"Exif\0\0" + bytes(60_000)), size)),
+    "jpeg-photoshop": lambda size: with_segments(
+        repeated(segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5_400), size)),
+    "jpeg-tables": lambda size: with_segments(repeated(segment(0xDB, (b"\0" + b"\1" * 64) * 1000), size)),
+    "jpeg-frames": lambda size: with_segments(
+        repeated(segment(0xC0, b"\x08\0\x08\0\x08\x03" + b"\1\x22\0" * 21_000), size)),
+    "jpeg-profiles": lambda size: with_segments(repeated(segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(65_000)), size)),
+    "jpeg-xmp": lambda size: with_segments(repeated(segment(0xE1, XMP + b"tiff:Orientatio" * 4000), size)),
+    "jpeg-comments": lambda size: with_segments(repeated(segment(0xFE, bytes(65_000)), size)),
+    "jpeg-album": lambda size: with_segments(
+        repeated(segment(0xE2, b"MPF\0" + notes([(tag, 3, 20_000, 8) for tag in range(1, 4000)])), size)),
+    "jpeg-filling": lambda size: with_segments(b"\xff" * size),
+    "jpeg-filling-behind-all": lambda size: with_segments(b"")[:-2] + b"\xff" * size + b"\xff\xd9",
+    "jpeg-zeros": lambda size: with_segments(segment(0xFE, b"") + bytes(size)),
+    "jpeg-restarts": lambda size: with_segments(b"\xff\xd0" * (size // 2)),
+    "jpeg-without-pixels": lambda size: with_segments(b"")[:100] + bytes(size),
+    "png-profiles": lambda size: with_chunks(repeated(chunk(b"iCCP", b"a\0\0" + PACKED), size)),
+    "png-nameless-texts": lambda size: with_chunks(repeated(chunk(b"zTXt", b"\0\0" + PACKED), size)),
+    "png-texts-behind-the-pixels": lambda size: plain("PNG")[:-12]
+    + repeated(chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(b"\xff" * 1_000_000)), size) + chunk(b"IEND"),
+    "png-texts": lambda size: with_chunks(repeated(chunk(b"tEXt", b"a\0" + bytes(2000)), size)),
+    "png-xmp": lambda size: with_chunks(
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + repeated(b"tiff:Orientatio", size))),
+    "png-exif-as-text": lambda size: with_chunks(chunk(b"tEXt", b"Raw profile type exif\0" + b"\n" * size)),
+    "gif-comments": lambda size: blocks(size // 256, block=b"\xff" + b"c" * 255),
+    "gif-blocks-behind-an-empty-one": lambda size: blocks(size // 2, b"\x21\xf9\0\x2c" + bytes(44)),
+    "gif-blocks-behind-a-name": lambda size: blocks(size // 2, b"\x21\xff\x0bNETSCAPE2.0\0\x2c" + bytes(44)),
+    "webp-xmp": lambda size: webp_of(8, 8, b"XMP " + struct.pack("<I", size) + b"tiff:Orientation" * (size // 16)),
+    "webp-chunks": lambda size: webp_of(8, 8, b"abcd\0\0\0\0" * (size // 8)),
+    "tiff-one-value": lambda size: tiff([(700, 7, size, 65_536)], size),
+    "tiff-values-at-one-place": lambda size: tiff([(tag, 7, size, 65_536) for tag in range(40_000, 43_900)], size),
+    "tiff-values-past-the-end": lambda size: tiff(
+        [(tag, 7, 2 * size, 65_536) for tag in range(40_000, 43_900)], size, compressed=True),
+    "tiff-fractions": lambda size: tiff([(tag, 5, size // 8, 65_536) for tag in (282, 283, 274)], size),
+    "tiff-inner-fractions": lambda size: tiff([(0x8769, 4, 1, 65_536), (0x8825, 4, 1, 65_536)], size),
+    "avif-associations": associated,
+    "avif-items": lambda size: items(900, 1, size) + bytes(size),
+    **{
+        f"{kind}-{name}": lambda size, kind=kind, make=make: with_exif(kind, make(size))
+        for kind, names in (("JPEG", BLOCKS), ("PNG", BLOCKS), ("WEBP", ("entries",)), ("AVIF", ("entries",)))
+        for name, make in BLOCKS.items() if name in names
+    },
+}  # fmt: skip
+SIZES = (2_000_000, 4_000_000, 8_000_000, 16_000_000)
+A_BYTE_S = 20e-9  # so little, such as for copying memory, is told from no other cost by how it grows
+
+
+def seconds(data: bytes) -> float:
+    """The processor's least time for a file that is read, refused or damaged."""
+    runs: list[float] = []
+    while len(runs) < 5 and sum(runs) < 0.05:
+        started = time.thread_time()
+        with contextlib.suppress(DecodeError, TooLargeError):
+            decode(data, MANY)
+        runs.append(time.thread_time() - started)
+    return min(runs)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("name", GROWING)
+def test_what_is_noted_costs_no_more_than_its_bytes(name: str) -> None:
+    """However a file notes things about its picture, time grows no faster than the file's size, and stays small."""
+    taken = [seconds(GROWING[name](size)) for size in SIZES]
+    assert max(taken) < 1
+    slope, _ = np.polyfit(np.log(SIZES), np.log(taken), 1)
+    assert slope <= 1.2 or taken[-1] < A_BYTE_S * SIZES[-1]
+
+
+EXIF = "a block of EXIF data may have "
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(with_exif("PNG", BLOCKS["entries"](1_000_000)), rf"{EXIF}{ENTRIES_MAX} entries", id="entries"),
+        pytest.param(
+            with_exif("WEBP", BLOCKS["values-at-one-place"](99_999)), f"{EXIF}199998 bytes in its entries", id="values"
+        ),
+        pytest.param(
+            with_exif("PNG", BLOCKS["fractions"](200_000)), f"{EXIF}{FRACTIONS_MAX} numbers in an entry", id="fractions"
+        ),
+        pytest.param(
+            with_exif("PNG", BLOCKS["numbers"](400_000)), f"{EXIF}{STRIPS_MAX} numbers in an entry", id="numbers"
+        ),
+        pytest.param(
+            with_exif("JPEG", BLOCKS["one-value"](NOTES_MAX)),
+            f"a JPEG may have {NOTES_MAX} bytes of EXIF data and tables", id="jpeg-exif",
+        ),
+        pytest.param(
+            with_segments(b"\0" * FILLING_MAX + b"\0"), f"a JPEG may have {FILLING_MAX} bytes between its segments",
+            id="jpeg-filling",
+        ),
+        pytest.param(
+            with_segments(segment(0xE2, b"MPF\0" + notes([(7, 7, 1, 1)] * 4001))),
+            f"a list of a JPEG's pictures may have {ENTRIES_MAX} entries", id="jpeg-album",
+        ),
+        pytest.param(
+            GROWING["png-exif-as-text"](NOTES_MAX + 1), f"a picture may have {NOTES_MAX} bytes of EXIF data as text",
+            id="png-text",
+        ),
+        pytest.param(b"II\0*" + tiles(400)[4:], f"a TIFF may have {STRIPS_MAX} strips or tiles", id="tiff-head"),
+        pytest.param(
+            avif(box(b"iprp", box(b"ipco", box(b"free", bytes(PROPERTY_MAX + 1))))),
+            f"a property of an AVIF may have {PROPERTY_MAX} bytes", id="avif-property",
+        ),
+        pytest.param(
+            avif(box(b"iloc", bytes(6), b"\0\1" + struct.pack(">HHH", 1, 0, PIECES_MAX + 1))),
+            f"an AVIF may have {PIECES_MAX} pieces of data", id="avif-pieces",
+        ),
+        pytest.param(items(2, 1, 10_000_000), r"an AVIF may have \d+ bytes in its items", id="avif-items"),
+        pytest.param(
+            items(1, 2, AVIF_EXIF_MAX, b"Exif"), f"an AVIF may have {AVIF_EXIF_MAX} bytes of EXIF data", id="avif-exif"
+        ),
+        pytest.param(
+            with_exif("AVIF", bytes(AVIF_EXIF_MAX)), f"an AVIF may have {AVIF_EXIF_MAX} bytes of EXIF data",
+            id="avif-exif-of-a-picture",
+        ),
+    ],
+)  # fmt: skip
+def test_too_many_notes_are_refused(data: bytes, reason: str) -> None:
+    """The sentence says what there is too much of."""
+    with pytest.raises(TooLargeError, match=rf"^{reason}, and this one has more\. Save the picture anew\.$"):
+        decode(data, MANY)
+
+
+def test_a_tiff_that_two_decoders_read_differently_is_refused() -> None:
+    """Pillow takes the directory of such a file for another than libtiff does."""
+    with pytest.raises(DecodeError, match=r"^a TIFF of 64-bit numbers must be little-endian, and this one is not\."):
+        decode(b"MM\0+" + tiff_of(8, 8)[4:], MANY)
+
+
+TURN = (0x0112, 3, 1, 6)
+CAMERA = [(0x010F, 2, 9, 40_000), TURN, (0x011A, 5, 1, 40_016), (0x0128, 3, 1, 2), (0x8769, 4, 1, 39_000)]
+ICC = b"ICC_PROFILE\0"
+
+
+def profile_as_text(block: bytes) -> bytes:
+    """EXIF data as ImageMagick writes it into a PNG."""
+    digits = block.hex().encode()
+    lines = [digits[at : at + 72] for at in range(0, len(digits), 72)]
+    text = b"\nexif\n%8d\n" % len(block) + b"\n".join(lines) + b"\n"
+    return chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+
+
+def scanned() -> bytes:
+    """A TIFF with a directory about the camera, a profile and a note, and turned."""
+    camera = Image.Exif()
+    camera[0x0112] = 6
+    camera.get_ifd(0x8769)[0x829A] = TiffImagePlugin.IFDRational(1, 250)
+    picture = Image.new("RGB", (8, 4), RED)
+    return saved(picture, "TIFF", exif=camera, icc_profile=bytes(5_000_000), compression="tiff_lzw")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: with_exif("JPEG", notes(CAMERA, 65_000)), id="phone"),
+        pytest.param(lambda: with_exif("JPEG", notes([TURN, (0x927C, 7, 999_000, 99)], 1_000_000)), id="long-notes"),
+        pytest.param(
+            lambda: with_segments(
+                pieces(b"Exif\0\0", notes(CAMERA, 65_000))
+                + pieces(XMP.replace(b"xap/1.0", b"xmp/extension"), bytes(5_000_000))
+                + b"".join(segment(0xE2, ICC + bytes((1 + number, 80)) + bytes(65_000)) for number in range(80))
+                + segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\xc3\x50" + bytes(50_000))
+                + b"\xff" * 10_000
+            ),
+            id="all-that-there-is",
+        ),
+        pytest.param(lambda: with_exif("PNG", notes(CAMERA, 65_000)) + bytes(2_000_000), id="png-with-zeros-behind"),
+        pytest.param(lambda: with_chunks(profile_as_text(notes(CAMERA, 65_000))), id="png-with-text"),
+        pytest.param(lambda: with_segments(segment(0xE1, XMP + b' tiff:Orientation="6" ')), id="xmp"),
+        pytest.param(scanned, id="tiff"),
+    ],
+)
+def test_what_cameras_note_is_read(make: Callable[[], bytes]) -> None:
+    """Long notes, in the forms that cameras and programs write, still say which side is up."""
+    assert decode(make(), MANY).size == (4, 8)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_what_programs_note_is_read(kind: str) -> None:
+    """A long profile, a long note, EXIF data with a small picture in it, and transparency."""
+    camera = Image.Exif()
+    camera[0x0112], camera[0x927C] = 6, bytes(64_000)
+    picture = Image.new("RGBA", (8, 4), RED)
+    more = {"icc_profile": bytes(5_000_000), "xmp": bytes(5_000_000)}
+    assert decode(saved(picture, kind, exif=camera, **more), MANY).size == (4, 8)
