@@ -20,6 +20,7 @@ from celestial_backend.demo import demo
 from celestial_backend.doctor import doctor
 from celestial_backend.errors import CelestialError, TrainingError
 from celestial_backend.examples import read_folder
+from celestial_backend.files import private
 from celestial_backend.ledger import FAILED
 from celestial_backend.lists import jobs, models, shown_job
 from celestial_backend.prelabel import prelabel
@@ -44,6 +45,7 @@ class _Commands(click.Group):
 def main(context: click.Context) -> None:
     """Pre-label images in Label Studio with a BentoML-packaged Keras classifier."""
     context.obj = Settings.from_environ(os.environ)
+    private(context.obj.model_dir)
     logs.configure(context.obj.log_level)
 
 

@@ -1,11 +1,28 @@
-"""Small files that others read at any moment."""
+"""Files that others read at any moment, and nobody else."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import stat
+from contextlib import suppress
 from pathlib import Path
+
+
+def private(folder: Path) -> None:
+    """
+    Keep what this process and its children make to their user; called at the start of each program.
+
+    Args:
+        folder: The state folder. If it is there and ours, nobody else gets into it from now on. One of another
+            user, such as a volume, or one that all may write to, such as /tmp, is left as it is.
+    """
+    os.umask(0o077)
+    with suppress(OSError):
+        found = folder.stat()
+        if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX:
+            folder.chmod(0o700)
 
 
 def replace_text(path: Path, text: str) -> None:

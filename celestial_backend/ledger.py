@@ -12,15 +12,20 @@ import secrets
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from celestial_backend.errors import STATE_REMEDY, StateError
+from celestial_backend.errors import STATE_REMEDY, BusyError, StateError
+from celestial_backend.tags import is_project
 
 LOCKED_S = 0.7  # how long an operation waits for another process: Label Studio gives /webhook one second
+WAITING_MAX = 100  # projects
+KNOWN_MAX = 10_000  # projects
+ENDED_MAX, ENDED_MAX_OF_ALL = 50, 1000  # jobs that are kept of one project, and of all
 WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED = "waiting", "running", "published", "kept", "failed", "merged"
 STATES = (WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED)
 SCHEMA = """
@@ -32,6 +37,15 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE UNIQUE INDEX IF NOT EXISTS one_waits ON jobs (project) WHERE state = 'waiting';
 CREATE UNIQUE INDEX IF NOT EXISTS one_runs ON jobs (project) WHERE state = 'running';
 CREATE TABLE IF NOT EXISTS projects (project TEXT PRIMARY KEY, labels INTEGER NOT NULL DEFAULT 0, read_until TEXT);
+CREATE TABLE IF NOT EXISTS pruned (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL);
+"""
+PRUNE = """
+DELETE FROM jobs WHERE id != :ended AND (
+    rowid IN (SELECT rowid FROM jobs WHERE state NOT IN ('waiting', 'running')
+              AND project = (SELECT project FROM jobs WHERE id = :ended) ORDER BY rowid DESC LIMIT -1 OFFSET :of_one)
+    OR rowid IN (SELECT rowid FROM jobs WHERE state NOT IN ('waiting', 'running')
+                 ORDER BY rowid DESC LIMIT -1 OFFSET :of_all)
+) RETURNING state
 """
 
 
@@ -83,18 +97,28 @@ class Ledger:
         The job that will do what is asked for: a new one, or the one that waits already.
 
         Raises:
+            BusyError: As many projects wait as may; nothing was accepted.
             StateError: It could not be written down; nothing was accepted. So for all methods.
         """
         with self._transaction() as db:
+            if self._is_full(db, project):
+                raise BusyError(
+                    f"{WAITING_MAX} projects wait for a training, and no more may, so this request was not accepted."
+                    " Look at them with: python -m celestial_backend jobs. Ask again when some have ended."
+                )
             return self._request(db, project, from_scratch=from_scratch)
 
     def note_labels(self, project: str, count: int, limit: int) -> Job | None:
-        """Add labels to a project's count; the job that they bring about when the count reaches the limit."""
+        """
+        Add labels to a project's count; the job that they bring about when the count reaches the limit.
+
+        Where as many projects wait as may, the next labels bring it about.
+        """
         with self._transaction() as db:
             self._know(db, project)
-            db.execute("UPDATE projects SET labels = labels + ? WHERE project = ?", (count, project))
-            (total,) = db.execute("SELECT labels FROM projects WHERE project = ?", (project,)).fetchone()
-            if total < limit:
+            counted = "UPDATE projects SET labels = labels + ? WHERE project = ? RETURNING labels"
+            known = db.execute(counted, (count, project)).fetchone()
+            if known is None or known["labels"] < limit or self._is_full(db, project):
                 return None
             db.execute("UPDATE projects SET labels = 0 WHERE project = ?", (project,))
             return self._request(db, project)
@@ -127,6 +151,7 @@ class Ledger:
                 "UPDATE jobs SET state = ?, reason = ?, outcome = ?, ended_at = ? WHERE id = ? AND state = 'running'",
                 (state, reason, json.dumps(outcome or {}), time.time(), job_id),
             )
+            self._prune(db, job_id)
             return changed.rowcount == 1
 
     def give_back(self, job_id: str, *, begun: bool = True) -> None:
@@ -143,6 +168,7 @@ class Ledger:
                 db.execute("UPDATE jobs SET requests = requests + ?, attempts = ?, from_scratch = from_scratch OR ? "
                            "WHERE id = ?",
                            (job.requests, job.attempts - (not begun), job.from_scratch, other["id"]))  # fmt: skip
+                self._prune(db, job_id)
             else:
                 db.execute("UPDATE jobs SET state = 'waiting', attempts = attempts - ?, progress = '{}', "
                            "started_at = NULL WHERE id = ?", (not begun, job_id))  # fmt: skip
@@ -162,14 +188,28 @@ class Ledger:
             return [_job(row) for row in db.execute(order, values)]
 
     def counts(self) -> dict[str, int]:
-        """How many jobs of all projects are in each of the states, 0 included."""
+        """How many jobs of all projects are in each of the states, 0 and those that were pruned included."""
         with self._transaction() as db:
-            return dict.fromkeys(STATES, 0) | dict(db.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
+            all_jobs = "SELECT state, 1 AS jobs FROM jobs UNION ALL SELECT state, jobs FROM pruned"
+            counted = db.execute(f"SELECT state, SUM(jobs) FROM ({all_jobs}) GROUP BY state")  # noqa: S608 - our own text
+            return dict.fromkeys(STATES, 0) | dict(counted)
 
-    def know(self, project: str) -> None:
-        """Remember that a project works with this backend."""
+    def know(self, project: str) -> bool:
+        """Remember that a project works with this backend; False if that would be one too many."""
         with self._transaction() as db:
             self._know(db, project)
+            return bool(db.execute("SELECT 1 FROM projects WHERE project = ?", (project,)).fetchone())
+
+    def knows(self, project: str) -> bool:
+        """Whether a project is remembered, or has a job."""
+        with self._transaction() as db:
+            one = "SELECT 1 FROM projects WHERE project = ?1 UNION ALL SELECT 1 FROM jobs WHERE project = ?1"
+            return bool(db.execute(one, (project,)).fetchone())
+
+    def forget(self, project: str) -> None:
+        """Forget a project that is gone; its jobs stay."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM projects WHERE project = ?", (project,))
 
     def read_until(self, project: str, moment: str) -> None:
         """Remember the newest label that a training of the project has read."""
@@ -180,7 +220,9 @@ class Ledger:
     def projects(self) -> dict[str, str | None]:
         """The projects that are known, and the moment of the newest label that a training has read."""
         with self._transaction() as db:
-            return {row["project"]: row["read_until"] for row in db.execute("SELECT * FROM projects ORDER BY project")}
+            rows = db.execute("SELECT * FROM projects ORDER BY project")
+            # Releases before `is_project` wrote down whatever a request named.
+            return {row["project"]: row["read_until"] for row in rows if is_project(row["project"])}
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -196,7 +238,7 @@ class Ledger:
             with closing(sqlite3.connect(self._path, timeout=left, isolation_level=None)) as db:
                 db.row_factory = sqlite3.Row
                 db.execute("PRAGMA journal_mode = TRUNCATE")  # half the time of the default, and as safe
-                if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'projects'").fetchone():
+                if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'pruned'").fetchone():
                     db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
                 db.execute("BEGIN IMMEDIATE")
                 with db:
@@ -226,7 +268,22 @@ class Ledger:
 
     @staticmethod
     def _know(db: sqlite3.Connection, project: str) -> None:
-        db.execute("INSERT OR IGNORE INTO projects (project) VALUES (?)", (project,))
+        one = "INSERT OR IGNORE INTO projects (project) SELECT ? WHERE (SELECT COUNT(*) FROM projects) < ?"
+        db.execute(one, (project, KNOWN_MAX))
+
+    @staticmethod
+    def _is_full(db: sqlite3.Connection, project: str) -> bool:
+        """Whether a job of the project would be one too many; one that waits already takes every request."""
+        waiting = [row["project"] for row in db.execute("SELECT project FROM jobs WHERE state = 'waiting'")]
+        return len(waiting) >= WAITING_MAX and project not in waiting
+
+    @staticmethod
+    def _prune(db: sqlite3.Connection, ended: str) -> None:
+        """Remove the oldest ended jobs but for the one that has just ended, and keep their number."""
+        bounds = {"ended": ended, "of_one": ENDED_MAX, "of_all": ENDED_MAX_OF_ALL}
+        removed = Counter(row["state"] for row in db.execute(PRUNE, bounds))
+        add = "INSERT INTO pruned VALUES (?, ?) ON CONFLICT (state) DO UPDATE SET jobs = jobs + excluded.jobs"
+        db.executemany(add, removed.items())
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -27,7 +27,7 @@ from huey import Huey
 from huey.constants import EmptyData
 
 from celestial_backend.errors import StateError
-from celestial_backend.processes import death
+from celestial_backend.processes import child_environ, death
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +139,9 @@ class _PageProcess:
         if self._process is None or self._process.poll() is not None:
             command = [sys.executable, "-m", "celestial_backend.page_predictor", str(os.getpid())]
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-            )
+                command, env=child_environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                start_new_session=True,
+            )  # fmt: skip
         process, line = self._process, ""
         try:
             line = _asked(process, page, meanwhile)

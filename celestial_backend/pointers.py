@@ -17,8 +17,7 @@ from pathlib import Path
 
 from celestial_backend.errors import STATE_REMEDY, RequestError, StateError
 from celestial_backend.files import replace_text
-
-DIGITS_MAX = 19  # of a number that a database holds
+from celestial_backend.tags import is_project, no_project
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Pointers:
 
     def read(self, project: str) -> Pointer | None:
         """A project's pointer, None without one; costs some 20 µs."""
-        if not _is_number(project):  # a request may carry anything
+        if not is_project(project):  # a request may carry anything
             return None
         try:
             return Pointer(**json.loads(self._path(project).read_bytes()))
@@ -82,20 +81,13 @@ class Pointers:
 
     def projects(self) -> dict[str, str]:
         """The projects that have a pointer, and the tags, in the order of their numbers."""
-        found = sorted(filter(_is_number, (path.stem for path in self._folder.glob("*.json"))), key=int)
+        found = sorted(filter(is_project, (path.stem for path in self._folder.glob("*.json"))), key=int)
         return {project: pointer.tag for project in found if (pointer := self.read(project))}
 
     def _path(self, project: str) -> Path:
-        if not _is_number(project):
-            raise RequestError(
-                f"A project of Label Studio has a number of at most {DIGITS_MAX} digits, got {project[:40]!r}."
-                " It stands in the address of the project's page."
-            )
+        if not is_project(project):
+            raise RequestError(no_project(project))
         return self._folder / f"{project}.json"
-
-
-def _is_number(project: str) -> bool:
-    return project.isdecimal() and project.isascii() and len(project) <= DIGITS_MAX
 
 
 def _unchanged(project: str, error: OSError) -> StateError:

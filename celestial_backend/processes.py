@@ -17,6 +17,7 @@ from celestial_backend.errors import STATE_REMEDY, StateError
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+SECRETS = {"BASIC_AUTH_USER", "BASIC_AUTH_PASS", "REDIS_URL"}  # needed to answer requests, and to read the queue
 _SHOWN: list[IO[bytes]] = []  # open as long as the process lives
 
 
@@ -30,25 +31,35 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=_wait_for, args=(parent,), name="parent", daemon=True).start()
 
 
+def child_environ() -> dict[str, str]:
+    """The environment for a process that opens strangers' pictures: this one's, without passwords of no use to it."""
+    return {name: value for name, value in os.environ.items() if name not in SECRETS}
+
+
 @contextmanager
 def lock(path: Path, patience_s: float = 0.0) -> Iterator[IO[bytes] | None]:
     """
     A locked file, which the kernel frees when all its holders have ended; None where another process holds it.
 
     Args:
-        path: The file; made if need be, and left there.
+        path: The file; made if need be. Who holds it may remove it.
         patience_s: How long to wait for another process to end.
 
     Raises:
         StateError: The file cannot be made.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
-    except OSError as error:
-        raise StateError(f"The state folder cannot be written ({error.strerror}). {STATE_REMEDY}") from error
-    with file:
-        yield file if _taken(file, time.monotonic() + patience_s) else None
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("wb")
+        except OSError as error:
+            raise StateError(f"The state folder cannot be written ({error.strerror}). {STATE_REMEDY}") from error
+        with file:
+            taken = _taken(file, deadline)
+            if not taken or _is_there(file, path):
+                yield file if taken else None
+                return
 
 
 def show_life(path: Path) -> None:
@@ -81,6 +92,14 @@ def _taken(file: IO[bytes], deadline: float) -> bool:
             time.sleep(LOOK_S / 5)
         else:
             return True
+
+
+def _is_there(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file still has its name: whoever held the lock before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _wait_for(parent: int) -> None:

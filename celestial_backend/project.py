@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from celestial_backend.errors import StudioError
+from celestial_backend.errors import ProjectGoneError, StudioError
 from celestial_backend.studio import Studio
 from celestial_backend.studio import moment as read_moment
-from celestial_backend.tags import is_tag
+from celestial_backend.tags import is_project, is_tag, no_project
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
@@ -63,7 +63,8 @@ class StudioProject:
         The label config as it is now; waits for a Label Studio that is away.
 
         Raises:
-            StudioError: It stayed away, refused, or has no such project.
+            ProjectGoneError: It has no such project.
+            StudioError: It stayed away, or refused.
         """
         return self._ask(f"project {self.project_id}", lambda client: _config(client, self._number()))
 
@@ -188,8 +189,8 @@ class StudioProject:
         return self._ask(f"the tasks of project {self.project_id}", call)
 
     def _number(self) -> int:
-        if not self.project_id.isdecimal():
-            raise StudioError(f"A project of Label Studio has a number, got {self.project_id[:40]!r}.")
+        if not is_project(self.project_id):
+            raise StudioError(no_project(self.project_id))
         return int(self.project_id)
 
     def _ask(self, wanted: str, call: Callable[[LabelStudio], Answer]) -> Answer:
@@ -208,11 +209,23 @@ class StudioProject:
                     continue
                 left = deadline - time.monotonic()
                 if not may_pass or left <= 0:
-                    raise StudioError(problem) from None  # the SDK's own text holds cookies
+                    cause = ProjectGoneError if self._is_gone(error) else StudioError
+                    raise cause(problem) from None  # the SDK's own text holds cookies
                 pause = min(pause, left)
                 logger.warning("Project %s: %s Trying again in %.2g s.", self.project_id, problem, pause)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _is_gone(self, error: Exception) -> bool:
+        """Whether a call failed as the project is not there: Label Studio itself says so, not a server before it."""
+        if getattr(error, "status_code", None) != 404 or self._client is None or not is_project(self.project_id):
+            return False
+        try:
+            self._client.projects.get(self._number())
+        except self._studio.failures() as refusal:
+            body = getattr(refusal, "body", None)
+            return isinstance(body, dict) and body.get("status_code") == 404
+        return False
 
 
 # These run inside `StudioProject._ask`: what they trip over is an answer that is not Label Studio's.

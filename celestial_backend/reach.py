@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from pathlib import Path
 from typing import Any
@@ -54,22 +53,14 @@ def is_free(port: int) -> bool:
     return True
 
 
-def note_event(model_dir: Path, body: Any) -> None:
-    """Remember that an event of a project's webhook came just now; never in the way of the event."""
-    with contextlib.suppress(OSError, TypeError, KeyError, AttributeError, ValueError, OverflowError):
-        if body["action"] != "START_TRAINING":  # which Label Studio sends past the webhook
-            path = _event_file(model_dir, int(body["project"]["id"]))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-
-
 def last_event(model_dir: Path, project: int) -> float | None:
     """When the last event of a project's webhook came, in seconds of the clock; None if none is known of."""
     try:
-        return _event_file(model_dir, project).stat().st_mtime
+        return event_file(model_dir, str(project)).stat().st_mtime
     except OSError:
         return None
 
 
-def _event_file(model_dir: Path, project: int) -> Path:
+def event_file(model_dir: Path, project: str) -> Path:
+    """The file that is touched when an event of a project's webhook comes."""
     return model_dir / "work" / f"webhook-{project}"

@@ -20,12 +20,14 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
 
 from celestial_backend import logs
 from celestial_backend.admission import LINE
 from celestial_backend.app import create_app
 from celestial_backend.connections import Worker
 from celestial_backend.errors import CelestialError
+from celestial_backend.files import private
 from celestial_backend.metrics import SHARED
 from celestial_backend.processes import lock, show_life
 from celestial_backend.settings import LOG_LEVELS, Settings
@@ -49,6 +51,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     given = {variable: text for variable, text in vars(options).items() if variable.isupper() and text is not None}
     try:
         settings = Settings.from_environ({**os.environ, **given})
+        private(settings.model_dir)
         logs.configure(settings.log_level)
         if options.check:
             _check(settings)
@@ -68,6 +71,7 @@ def wsgi_app() -> Flask:
     except CelestialError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(Arbiter.APP_LOAD_ERROR)  # gunicorn stops at this code, and starts anew at any other
+    private(settings.model_dir)
     logs.configure(settings.log_level)
     return _warm_app(settings)
 
@@ -133,6 +137,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "bind": f"{host}:{settings.port}",
             "workers": settings.workers,
             "worker_class": Worker,
+            "logger_class": _Log,
             "threads": settings.threads + LINE + SPARE,
             "graceful_timeout": STOP_S,
             "timeout": 120,  # of silence from a worker's main thread, which no request ever blocks
@@ -154,6 +159,15 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
     def run(self) -> None:
         (Arbiter(self) if self._worker is None else _Arbiter(self, self._worker)).run()
+
+
+class _Log(Logger):  # type: ignore[misc]
+    """gunicorn's own log, with the lines of ours."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(logs.Lines(self.error_fmt, self.datefmt))
 
 
 class _Arbiter(Arbiter):  # type: ignore[misc]
@@ -199,7 +213,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments; those named like a setting take its place."""
     parser = argparse.ArgumentParser(prog="label-studio-ml start .", description="Serve the celestial bodies model.")
     parser.add_argument("-p", "--port", dest="PORT", help="port to listen on (default: PORT or 9090)")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all)")  # noqa: S104
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all (default: 127.0.0.1, this machine)"
+    )
     parser.add_argument("-d", "--debug", action="store_true", help="log at DEBUG, start anew when the code changes")
     parser.add_argument("--log-level", dest="LOG_LEVEL", choices=LOG_LEVELS, help="default: LOG_LEVEL or INFO")
     parser.add_argument("--model-dir", dest="MODEL_DIR", help="the state folder (default: MODEL_DIR or ./data)")

@@ -191,8 +191,8 @@ class Settings:
         "CELESTIAL_FETCH_THREADS",
         _count,
         8,
-        "Pictures that are fetched side by side for one batch, and as many for single tasks; other batches have a quarter"
-        " more.",
+        "Pictures that are fetched side by side for one batch, and as many for single tasks; other batches have a"
+        " quarter more.",
     )
     predict_max_s: float = setting(
         "CELESTIAL_PREDICT_MAX_S",

@@ -11,10 +11,12 @@ import tempfile
 import time
 
 from celestial_backend import logs
-from celestial_backend.errors import CelestialError, StateError
+from celestial_backend.errors import CelestialError, ProjectGoneError, StateError, StudioError
+from celestial_backend.files import private
 from celestial_backend.learning import Learner, Outcome
 from celestial_backend.ledger import FAILED, PUBLISHED, RUNNING, Job, Ledger
 from celestial_backend.processes import end_with_parent
+from celestial_backend.project import StudioProject
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import Services, build
 
@@ -30,6 +32,7 @@ def main(job_id: str, worker: int) -> None:
     end_with_parent(worker)
     os.nice(NICE)
     settings = Settings.from_environ()
+    private(settings.model_dir)
     logs.configure(settings.log_level)
     services = build(settings)
     ledger = Ledger(settings.model_dir, PATIENCE_S)
@@ -54,12 +57,25 @@ def _outcome(services: Services, ledger: Ledger, job: Job) -> Outcome:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         tempfile.tempdir = str(folder)  # what BentoML and others leave behind goes with it
+        _see_project(services, job)
         return Learner(services.settings, services.store, services.studio, services.images, ledger).learn(job, folder)
+    except ProjectGoneError as error:
+        return _stopped_short(services, job, str(error), gone=True)
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever it was, the job must not hang
         return _stopped_short(services, job, _reason(job, error))
     finally:
         tempfile.tempdir = None
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _see_project(services: Services, job: Job) -> None:
+    """End at once where the project is gone; a model takes seconds to load."""
+    try:
+        StudioProject(services.studio, job.project, patience_s=0).label_config()
+    except ProjectGoneError:
+        raise
+    except StudioError as error:
+        logger.info("%s", error)  # the training asks again, with patience
 
 
 def _reason(job: Job, error: Exception) -> str:
@@ -71,7 +87,7 @@ def _reason(job: Job, error: Exception) -> str:
     return f"It failed unexpectedly ({type(error).__name__}). The worker's log tells more."
 
 
-def _stopped_short(services: Services, job: Job, reason: str) -> Outcome:
+def _stopped_short(services: Services, job: Job, reason: str, **facts: bool) -> Outcome:
     """How a job ends that was stopped by an error: failed, unless its model is live already."""
     try:
         done = services.jobs.endings.published(job)
@@ -80,7 +96,7 @@ def _stopped_short(services: Services, job: Job, reason: str) -> Outcome:
         services.jobs.endings.withdraw(job)
     except StateError as error:
         logger.error("%s", error)  # noqa: TRY400 - the sentence says it
-    return Outcome(FAILED, reason)
+    return Outcome(FAILED, reason, facts)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ class Hooked:
         name, folder = "Webhook events", self._settings.model_dir
         if "fail" in (self.webhook().state, self.password().state):
             return not_checked(name, "the webhook cannot work")
+        if self.record.state == "ER":  # no event of a project is noted whose /setup was never accepted
+            return not_checked(name, "the backend refuses the project")
         before = last_event(folder, self.number)
         if send:
             title = self.project.title

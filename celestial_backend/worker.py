@@ -6,6 +6,7 @@ import sys
 
 from celestial_backend import logs
 from celestial_backend.errors import CelestialError
+from celestial_backend.files import private
 from celestial_backend.processes import end_with_parent
 from celestial_backend.settings import Settings
 from celestial_backend.wiring import build
@@ -14,6 +15,7 @@ POLL_S = 1.0  # the longest that a job waits for a worker that has nothing to do
 
 try:
     settings = Settings.from_environ()
+    private(settings.model_dir)
     logs.configure(settings.log_level)
     huey = build(settings).jobs.huey
 except CelestialError as error:

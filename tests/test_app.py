@@ -328,7 +328,7 @@ def test_a_training_is_written_down_before_it_is_answered(client: FlaskClient, s
     (job,) = services.jobs.ledger.jobs()
     assert {answer["job"] for answer in answers} == {job.id}
     assert (job.project, job.state, job.requests) == ("7", "waiting", 3)
-    assert services.jobs.huey.pending_count() == 3
+    assert services.jobs.huey.pending_count() == 1
 
 
 def test_a_training_that_cannot_be_written_down_is_not_accepted(settings: Settings, tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ from backend_server import REPOSITORY, label_config
 from disks import fill
 from flask.testing import FlaskClient
 
+from celestial_backend import ledger as ledger_module
 from celestial_backend.app import create_app
-from celestial_backend.errors import StudioError
-from celestial_backend.jobs import AGAIN_S, WORKER_LOCK, Jobs
-from celestial_backend.ledger import FAILED, KEPT, PUBLISHED, RUNNING, WAITING, Ledger
+from celestial_backend.errors import ProjectGoneError, RequestError, StudioError
+from celestial_backend.jobs import AGAIN_S, KNOW_S, MESSAGES, WORKER_LOCK, Jobs
+from celestial_backend.ledger import FAILED, KEPT, PUBLISHED, RUNNING, WAITING, WAITING_MAX, Job, Ledger
+from celestial_backend.pointers import Pointer
 from celestial_backend.processes import lock
+from celestial_backend.reach import last_event
 from celestial_backend.settings import Settings
 from celestial_backend.store import ModelStore
 from celestial_backend.wiring import build
@@ -147,6 +150,7 @@ class FakeProject:
     """The edge to Label Studio: a number of new labels, or an error."""
 
     new: int | Exception = 0
+    troubles: dict[str, Exception]  # of single projects
     asked: list[tuple[str, str | None]]
 
     def __init__(self, _studio: object, project: str, _patience_s: float = 0) -> None:
@@ -154,15 +158,16 @@ class FakeProject:
 
     def labels_since(self, moment: str | None) -> int:
         self.asked.append((self.project, moment))
-        if isinstance(self.new, Exception):
-            raise self.new
-        return self.new
+        trouble = self.troubles.get(self.project, self.new)
+        if isinstance(trouble, Exception):
+            raise trouble
+        return trouble
 
 
 @pytest.fixture
 def studio(monkeypatch: pytest.MonkeyPatch) -> type[FakeProject]:
     monkeypatch.setattr("celestial_backend.jobs.StudioProject", FakeProject)
-    FakeProject.new, FakeProject.asked = 0, []
+    FakeProject.new, FakeProject.asked, FakeProject.troubles = 0, [], {}
     return FakeProject
 
 
@@ -265,6 +270,307 @@ def test_setup_makes_a_project_known(every_three: FlaskClient, ledger: Ledger) -
     for project in ("12.1", "nonsense.1", "", None):
         assert every_three.post("/setup", json={"project": project, "schema": label_config()}).status_code == 200
     assert list(ledger.projects()) == ["12"]
+
+
+def test_a_setup_that_is_refused_makes_no_project_known(every_three: FlaskClient, ledger: Ledger) -> None:
+    """What the model cannot serve leaves nothing behind."""
+    body = {"project": "12.1", "schema": label_config(["cat"])}
+    assert every_three.post("/setup", json=body).status_code == 422
+    assert ledger.projects() == {}
+
+
+def test_a_project_is_known_though_its_labels_are_not_counted(settings: Settings, ledger: Ledger) -> None:
+    """Its events are noted, and its labels looked at when CELESTIAL_TRAIN_EVERY is set later."""
+    client = create_app(build(settings)).test_client()
+    assert client.post("/setup", json={"project": "12.1", "schema": label_config()}).status_code == 200
+    assert list(ledger.projects()) == ["12"]
+
+
+STRANGE = ["1" * 4301, "0007", "१२", "x" * 300]
+
+
+@pytest.mark.parametrize("project", STRANGE, ids=lambda text: text[:9])
+def test_what_is_no_number_is_neither_known_nor_trained(settings: Settings, project: str) -> None:
+    """Nothing is written down, and nothing is raised where nobody waits for an answer."""
+    jobs = build(settings).jobs
+    jobs.know(project)
+    jobs.note_event(project, "ANNOTATION_CREATED")
+    with pytest.raises(RequestError, match="must be a whole number from 1 to"):
+        jobs.request(project)
+    assert list(settings.model_dir.iterdir()) == []
+
+
+def test_what_older_releases_wrote_down_stops_nothing(
+    studio: Any, look: Callable[[], None], ledger: Ledger, settings: Settings
+) -> None:
+    """Texts that are no numbers, as projects and as jobs: the others are looked at all the same."""
+    ledger.know("7")
+    ledger.request("8")
+    with sqlite3.connect(settings.model_dir / "jobs.db") as db:
+        db.executemany("INSERT INTO projects (project) VALUES (?)", [(project,) for project in STRANGE])
+        row = "INSERT INTO jobs VALUES (?, ?, ?, 0, 1, 1, 1.0, NULL, NULL, '', '{}', '{}')"
+        db.executemany(row, [("a", STRANGE[0], WAITING), ("b", STRANGE[0], RUNNING), ("c", "0007", RUNNING)])
+    studio.new = 3
+    look()
+    assert studio.asked == [("7", None)]
+    assert states(ledger) == [WAITING]
+
+
+@pytest.mark.parametrize("trouble", [StudioError("Oh."), ValueError("Oh."), OSError("Oh.")], ids=repr)
+def test_one_project_in_trouble_stops_no_other(
+    studio: Any, look: Callable[[], None], ledger: Ledger, caplog: pytest.LogCaptureFixture, trouble: Exception
+) -> None:
+    """Whatever it is, the log tells it once, with the project; at the next look it is tried again."""
+    for project in ("6", "7", "8"):
+        ledger.know(project)
+    studio.new, studio.troubles = 3, {"6": trouble}
+    look()
+    assert [states(ledger, project) for project in ("6", "7", "8")] == [[], [WAITING], [WAITING]]
+    assert caplog.text.count("project 6") == 1
+    studio.troubles = {}
+    look()
+    assert states(ledger, "6") == [WAITING]
+
+
+def test_a_training_that_cannot_be_recovered_stops_no_other(
+    studio: Any, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait again, and labels are looked at."""
+    jobs = build(replace(settings, train_every=3)).jobs
+    for project in ("6", "7"):
+        ledger.request(project)
+        ledger.start(project)
+    ledger.know("8")
+    settle = jobs.endings.settle
+
+    def troubled(job: Job, *rest: Any, **more: Any) -> None:
+        if job.project == "7":
+            raise ValueError("Oh.")
+        settle(job, *rest, **more)
+
+    monkeypatch.setattr(jobs.endings, "settle", troubled)
+    jobs.look_after()
+    assert (states(ledger, "6"), states(ledger, "7")) == ([WAITING], [RUNNING])
+    assert studio.asked == [("8", None)]
+
+
+def test_a_project_that_is_gone_is_forgotten(studio: Any, settings: Settings, ledger: Ledger) -> None:
+    """With its event and its lock, until /setup names it again; one that is there stays."""
+    jobs = build(replace(settings, train_every=3)).jobs
+    for project in ("6", "7"):
+        jobs.know(project)
+        jobs.note_event(project, "PROJECT_UPDATED")
+        assert last_event(settings.model_dir, int(project)) is not None
+    studio.troubles = {"7": ProjectGoneError("No.")}
+    jobs.look_after()
+    assert list(ledger.projects()) == ["6"]
+    assert [path.name for path in (settings.model_dir / "work").iterdir()] == ["webhook-6"]
+    jobs.note_event("7", "PROJECT_UPDATED")
+    assert last_event(settings.model_dir, 7) is None
+    jobs.know("7")
+    assert list(ledger.projects()) == ["6", "7"]
+
+
+def test_a_project_that_was_forgotten_elsewhere_comes_back(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A web process writes a project down once a minute, however often /setup comes."""
+    jobs, moment = build(settings).jobs, time.monotonic()
+    monkeypatch.setattr("celestial_backend.jobs.time.monotonic", lambda: moment)
+    jobs.know("7")
+    ledger.forget("7")
+    jobs.know("7")
+    assert list(ledger.projects()) == []
+    moment += KNOW_S
+    jobs.know("7")
+    assert list(ledger.projects()) == ["7"]
+
+
+def test_a_project_that_is_gone_is_kept_while_its_training_runs(
+    studio: Any, look: Callable[[], None], settings: Settings, ledger: Ledger
+) -> None:
+    """Its lock is another worker's, who finds out by himself."""
+    ledger.know("7")
+    studio.new = ProjectGoneError("No.")
+    with lock(settings.model_dir / "work" / "project-7.lock"):
+        look()
+    assert list(ledger.projects()) == ["7"]
+    look()
+    assert list(ledger.projects()) == []
+
+
+def test_a_thousand_foreign_events_leave_nothing(settings: Settings) -> None:
+    """An event is noted for a project that /setup, a job or a model of its own has made known, and for no other."""
+    services = build(settings)
+    jobs = services.jobs
+    for number in range(1, 1001):
+        jobs.note_event(str(number), "ANNOTATION_CREATED")
+    assert not (settings.model_dir / "work").exists()
+    jobs.know("1001")
+    services.jobs.ledger.request("1002")
+    services.store.pointers.write("1003", Pointer("a:1"))
+    for number in range(1000, 1005):
+        jobs.note_event(str(number), "START_TRAINING")
+    assert not (settings.model_dir / "work").exists(), "which comes past the webhook"
+    for number in range(1000, 1005):
+        jobs.note_event(str(number), "ANNOTATION_CREATED")
+    files = sorted(path.name for path in (settings.model_dir / "work").iterdir())
+    assert files == ["webhook-1001", "webhook-1002", "webhook-1003"]
+    assert last_event(settings.model_dir, 1001) is not None
+
+
+def test_an_event_is_never_held_up_by_the_note_of_it(settings: Settings, ledger: Ledger) -> None:
+    """A list that is locked, a pointer that is damaged, a folder that is a file."""
+    jobs = build(settings).jobs
+    ledger.know("7")
+    (settings.model_dir / "live").mkdir()
+    (settings.model_dir / "live" / "8.json").write_text("{")
+    (settings.model_dir / "work").write_text("in the way")
+    with sqlite3.connect(settings.model_dir / "jobs.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        started = time.monotonic()
+        for project in ("6", "8"):
+            jobs.know(project)
+            jobs.note_event(project, "ANNOTATION_CREATED")
+        assert time.monotonic() - started < 4  # SQLite by itself waits five
+    jobs.note_event("7", "ANNOTATION_CREATED")
+    assert list(ledger.projects()) == ["7"]
+
+
+def test_too_many_known_projects_are_said_once(
+    settings: Settings, ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those beyond are not written down."""
+    monkeypatch.setattr(ledger_module, "KNOWN_MAX", 3)
+    jobs = build(settings).jobs
+    for number in range(1, 10):
+        jobs.know(str(number))
+    assert list(ledger.projects()) == ["1", "2", "3"]
+    assert caplog.text.count("projects are remembered") == 1
+
+
+def messages(jobs: Jobs) -> int:
+    return int(jobs.huey.storage.queue_size())
+
+
+def test_so_many_projects_may_wait(settings: Settings, ledger: Ledger) -> None:
+    """The next one gets 503 with a sentence, and nothing of it is kept; one that waits is merged as ever."""
+    client = create_app(build(settings)).test_client()
+    for number in range(1, WAITING_MAX + 1):
+        ledger.request(str(number))
+    body = {"action": "START_TRAINING", "project": {"id": 1000, "label_config": label_config()}}
+    answer = client.post("/webhook", json=body)
+    assert answer.status_code == 503
+    assert answer.json["detail"].startswith(f"{WAITING_MAX} projects wait for a training, and no more may")
+    assert "python -m celestial_backend jobs" in answer.json["detail"]
+    assert (states(ledger, "1000"), ledger.knows("1000")) == ([], False)
+    assert send(client, "START_TRAINING", project=7)["requests"] == 2
+
+
+def test_lost_events_are_not_looked_for_while_too_many_wait(
+    studio: Any, look: Callable[[], None], ledger: Ledger
+) -> None:
+    """Nothing more would be accepted; the next look after one has ended goes on."""
+    for number in range(1, WAITING_MAX + 1):
+        ledger.request(str(number))
+    ledger.know("1000")
+    studio.new = 3
+    look()
+    assert studio.asked == []
+    job = ledger.start("7")
+    assert job is not None
+    ledger.end(job.id, FAILED, "too few")
+    look()
+    assert states(ledger, "1000") == [WAITING]
+
+
+def test_the_queue_does_not_grow(settings: Settings, ledger: Ledger, look: Callable[[], None]) -> None:
+    """Neither by requests that are merged, nor by looks, nor by many projects, nor by jobs that others run."""
+    jobs = build(settings).jobs
+    for _ in range(20):
+        jobs.request("7")
+    jobs.request("8")
+    for _ in range(5):
+        look()
+    assert messages(jobs) == 2
+    for number in range(10, 40):
+        jobs.request(str(number))
+    look()
+    assert messages(jobs) == MESSAGES
+    for _ in range(20):  # as the command line trains, without a worker
+        job = ledger.start("7")
+        assert job is not None
+        ledger.end(job.id, KEPT, "as it was")
+        jobs.request("7")
+    assert messages(jobs) == MESSAGES
+
+
+def test_messages_that_were_lost_are_made_up_for(settings: Settings, look: Callable[[], None]) -> None:
+    """Pages of tasks and what strangers put there are no messages for trainings."""
+    jobs = build(settings).jobs
+    jobs.request("7")
+    jobs.huey.storage.flush_queue()
+    for message in (b"", b"\xff", b'{"train"}'):
+        jobs.huey.storage.enqueue(message)
+    jobs.pages.offer("name", {})
+    look()
+    look()
+    assert messages(jobs) == 5
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The projects that were trained, by trainings that end at once."""
+    projects: list[str] = []
+
+    def train(self: Jobs, job: Job, _held: object) -> None:
+        projects.append(job.project)
+        self.ledger.end(job.id, KEPT, "as it was")
+
+    monkeypatch.setattr(Jobs, "_train", train)
+    return projects
+
+
+def test_who_has_waited_longest_has_his_turn(settings: Settings, trained: list[str]) -> None:
+    """Whatever the messages say, and however often somebody asks again."""
+    jobs = build(settings).jobs
+    for project in ("5", "3", "4"):
+        jobs.request(project)
+    for message in ("4", "4", "3"):  # as those of older releases
+        jobs.request("4")
+        jobs.run_next(message)
+        jobs.request("5")
+    jobs.run_next()
+    jobs.run_next()
+    assert trained == ["5", "3", "4", "5"]
+
+
+def test_a_project_that_is_trained_elsewhere_is_passed_over(
+    settings: Settings, trained: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one that cannot be run at all; its turn is kept."""
+    jobs = build(settings).jobs
+    for project in ("3", "4", "5"):
+        jobs.request(project)
+    (settings.model_dir / "work" / "project-4.lock").mkdir(parents=True)
+    with lock(settings.model_dir / "work" / "project-3.lock"):
+        jobs.run_next()
+    assert trained == ["5"]
+    assert "The training of project 4 cannot be run: The state folder cannot be written" in caplog.text
+    jobs.run_next()
+    assert trained == ["5", "3"]
+
+
+def test_the_next_message_is_there_when_a_training_begins(settings: Settings, trained: list[str]) -> None:
+    """So another worker that has nothing to do begins the next one, and when all is done none is left."""
+    jobs = build(settings).jobs
+    for number in range(1, MESSAGES + 3):
+        jobs.ledger.request(str(number))
+    jobs.look_after()
+    while messages(jobs):
+        jobs.huey.storage.dequeue()
+        jobs.run_next()
+    assert len(trained) == MESSAGES + 2
 
 
 def press(client: FlaskClient) -> tuple[Any, float]:

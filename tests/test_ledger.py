@@ -11,8 +11,31 @@ from pathlib import Path
 
 import pytest
 
-from celestial_backend.errors import StateError
-from celestial_backend.ledger import FAILED, KEPT, MERGED, PUBLISHED, RUNNING, WAITING, Ledger
+from celestial_backend import ledger as ledger_module
+from celestial_backend.errors import BusyError, StateError
+from celestial_backend.ledger import (
+    ENDED_MAX,
+    FAILED,
+    KEPT,
+    MERGED,
+    PUBLISHED,
+    RUNNING,
+    STATES,
+    WAITING,
+    WAITING_MAX,
+    Ledger,
+)
+
+OLD_SCHEMA = """
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY, project TEXT NOT NULL, state TEXT NOT NULL, from_scratch INTEGER NOT NULL,
+    requests INTEGER NOT NULL, attempts INTEGER NOT NULL, requested_at REAL NOT NULL, started_at REAL, ended_at REAL,
+    reason TEXT NOT NULL, progress TEXT NOT NULL, outcome TEXT NOT NULL
+);
+CREATE UNIQUE INDEX one_waits ON jobs (project) WHERE state = 'waiting';
+CREATE UNIQUE INDEX one_runs ON jobs (project) WHERE state = 'running';
+CREATE TABLE projects (project TEXT PRIMARY KEY, labels INTEGER NOT NULL DEFAULT 0, read_until TEXT);
+"""
 
 
 @pytest.fixture
@@ -193,3 +216,90 @@ def test_a_locked_list_is_given_up_within_a_second(ledger: Ledger, tmp_path: Pat
         with pytest.raises(StateError, match="locked"):
             ledger.request("3")
         assert time.monotonic() - started < 4  # SQLite by itself waits five
+
+
+def ended(ledger: Ledger, project: str, state: str = KEPT) -> str:
+    """A job that has been run and has ended."""
+    job = ledger.request(project).id
+    ledger.start(project)
+    ledger.end(job, state, "as it was")
+    return job
+
+
+def test_so_many_projects_wait_and_no_more(ledger: Ledger) -> None:
+    """One more is refused with a sentence, and nothing is written; those that wait take every request."""
+    for number in range(1, WAITING_MAX + 1):
+        ledger.request(str(number))
+    with pytest.raises(BusyError, match=f"^{WAITING_MAX} projects wait for a training.*celestial_backend jobs"):
+        ledger.request("1000")
+    assert (len(ledger.jobs()), ledger.knows("1000")) == (WAITING_MAX, False)
+    assert ledger.request("7").requests == 2
+    ledger.start("7")
+    assert ledger.request("1000").state == WAITING
+    with pytest.raises(BusyError):
+        ledger.request("7")
+
+
+def test_labels_that_come_while_too_many_wait_are_counted(ledger: Ledger) -> None:
+    """The next one after a project has had its turn brings the training about."""
+    for number in range(1, WAITING_MAX + 1):
+        ledger.request(str(number))
+    assert ledger.note_labels("1000", 5, limit=3) is None
+    ledger.start("7")
+    job = ledger.note_labels("1000", 1, limit=3)
+    assert job is not None
+    assert (job.project, job.state) == ("1000", WAITING)
+
+
+def test_the_oldest_jobs_that_have_ended_go(ledger: Ledger) -> None:
+    """The newest of a project stay, and all of another one; how many there were is still known."""
+    other = ended(ledger, "4", FAILED)
+    jobs = [ended(ledger, "3") for _ in range(ENDED_MAX + 7)]
+    assert [job.id for job in ledger.jobs("3")] == jobs[: -ENDED_MAX - 1 : -1]
+    assert [job.id for job in ledger.jobs("4")] == [other]
+    assert ledger.counts() == dict.fromkeys(STATES, 0) | {KEPT: ENDED_MAX + 7, FAILED: 1}
+
+
+def test_the_jobs_of_many_projects_are_bounded_together(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits and what runs stays, however old it is, and so does the job that has ended last."""
+    monkeypatch.setattr(ledger_module, "ENDED_MAX_OF_ALL", 5)
+    oldest, waiting = ledger.request("1").id, ledger.request("2").id
+    ledger.start("1")
+    jobs = [ended(ledger, str(number)) for number in range(3, 15)]
+    assert {job.id for job in ledger.jobs()} == {oldest, waiting, *jobs[-5:]}
+    ledger.end(oldest, PUBLISHED, "better")
+    last = ledger.job(oldest)
+    assert last is not None, "whoever waits for its end sees it"
+    assert last.state == PUBLISHED
+    assert ledger.counts() == dict.fromkeys(STATES, 0) | {KEPT: 12, PUBLISHED: 1, WAITING: 1}
+
+
+def test_a_list_of_an_older_release_is_taken_over(tmp_path: Path) -> None:
+    """All jobs are there, numbers of ended ones never fall, and what is no number of a project is passed over."""
+    with sqlite3.connect(tmp_path / "state" / "jobs.db") as db:
+        db.executescript(OLD_SCHEMA)
+        row = "INSERT INTO jobs VALUES (?, ?, ?, 0, 1, 1, 1.0, 2.0, 3.0, 'so', '{}', '{}')"
+        db.executemany(row, [(f"old{number}", "3", FAILED) for number in range(200)] + [("new", "3", RUNNING)])
+        strange = [("1" * 4301,), ("0007",), ("१२",), ("7",)]
+        db.executemany("INSERT INTO projects (project, labels) VALUES (?, 1)", strange)
+    ledger = Ledger(tmp_path / "state")
+    assert ledger.counts() == dict.fromkeys(STATES, 0) | {FAILED: 200, RUNNING: 1}
+    assert list(ledger.projects()) == ["7"]
+    ledger.end("new", PUBLISHED, "better")
+    assert [job.id for job in ledger.jobs("3", limit=2)] == ["new", "old199"]
+    assert len(ledger.jobs("3")) == ENDED_MAX
+    assert ledger.counts() == dict.fromkeys(STATES, 0) | {FAILED: 200, PUBLISHED: 1}
+
+
+def test_so_many_projects_are_known_and_no_more(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those beyond are not written down, and their trainings run all the same."""
+    monkeypatch.setattr(ledger_module, "KNOWN_MAX", 2)
+    assert [ledger.know(project) for project in ("1", "2", "3", "1")] == [True, True, False, True]
+    assert ledger.note_labels("4", 9, limit=1) is None
+    ledger.read_until("4", "2026-11-23T01:02:03Z")
+    assert list(ledger.projects()) == ["1", "2"]
+    ended(ledger, "5")
+    assert (ledger.knows("5"), ledger.knows("4")) == (True, False), "a job is known too"
+    ledger.forget("1")
+    assert ledger.know("3")
+    assert list(ledger.projects()) == ["2", "3"]

@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +22,7 @@ from test_studio import LEGACY, PAT, REFRESH, issuing, refreshes, token
 
 from celestial_backend import project as project_module
 from celestial_backend import studio as studio_module
-from celestial_backend.errors import StudioError
+from celestial_backend.errors import ProjectGoneError, StudioError
 from celestial_backend.pending import PendingTasks
 from celestial_backend.project import StudioProject
 from celestial_backend.settings import MODEL_NAME, Settings
@@ -241,8 +241,52 @@ def test_refusals(label_studio: LabelStudioServer) -> None:
         f"Label Studio at {label_studio.url} answered 404 (No Project matches the given query) when asked for"
         " project 987654. The project was deleted, or the token's user may not see it. Check both in Label Studio."
     )
-    with pytest.raises(StudioError, match="answered 404"):
-        next(read(label_studio, 987654).labelled_tasks())
+
+
+def test_a_project_that_is_gone(label_studio: LabelStudioServer) -> None:
+    """Deleted or never there, in every call that an unattended training makes: an error of its own, at once."""
+    project, _ = labelled(label_studio, 1)
+    assert read(label_studio, project).labels_since(None) == 1
+    label_studio.api("DELETE", f"/api/projects/{project}/")
+    calls: list[Callable[[StudioProject], object]] = [
+        StudioProject.label_config,
+        lambda subject: next(subject.labelled_tasks()),
+        lambda subject: subject.labels_since(None),
+        lambda subject: subject.show_version(NEW),
+    ]
+    for number in (project, 987654, 2**63 - 1):
+        for call in calls:
+            with pytest.raises(ProjectGoneError, match="answered 404"):
+                call(read(label_studio, number))
+
+
+NO_PROJECT = b'{"id": "1", "status_code": 404, "version": "1.23.2", "detail": "No Project matches the given query."}'
+
+
+@pytest.mark.parametrize(
+    ("answers", "gone"),
+    [
+        pytest.param({"/api/projects/7/": NO_PROJECT}, True, id="Label Studio says so"),
+        pytest.param({"/api/projects/7/": b"<html>Not Found</html>"}, False, id="a proxy says so"),
+        pytest.param({"/api/projects/7/": b'{"detail": "Not Found"}'}, False, id="another program says so"),
+        pytest.param({"/api/projects/7/": b""}, False, id="nobody knows who says so"),
+    ],
+)
+def test_only_label_studio_itself_says_that_a_project_is_gone(host: PictureHost, answers: Any, gone: bool) -> None:
+    """A proxy or a wrong LABEL_STUDIO_URL answers 404 to everything, and no project is forgotten for that."""
+    host.answers |= {path: (404, {"Content-Type": "application/json"}, body) for path, body in answers.items()}
+    with pytest.raises(StudioError, match="answered 404") as raised:
+        connect(host.url, LEGACY, 7).label_config()
+    assert isinstance(raised.value, ProjectGoneError) == gone
+
+
+def test_another_404_is_no_lost_project(host: PictureHost) -> None:
+    """Something of the project is not there, and the project is."""
+    host.answers["/api/projects/7/"] = b'{"id": 7, "title": "t", "label_config": "<View/>"}'
+    host.other = (404, {"Content-Type": "application/json"}, NO_PROJECT)
+    with pytest.raises(StudioError, match="answered 404") as raised:
+        connect(host.url, LEGACY, 7).labels_since(None)
+    assert not isinstance(raised.value, ProjectGoneError)
 
 
 def test_other_refusals(host: PictureHost) -> None:
@@ -366,9 +410,12 @@ def test_settings_that_are_missing() -> None:
     assert "must be the token alone" in said(connect("http://127.0.0.1:1", "Token abc", 1))
 
 
-def test_a_project_has_a_number() -> None:
-    """What is no number is not asked for."""
-    assert said(connect("http://127.0.0.1:1", LEGACY, "../users")).startswith("A project of Label Studio has a number")
+@pytest.mark.parametrize("project", ["1" * 4301, "0007", "१२", "", "../users"], ids=lambda text: text[:9])
+def test_a_project_has_a_number(host: PictureHost, project: str) -> None:
+    """What is no number is not asked for: a sentence of ours, never an error of Python's."""
+    with pytest.raises(StudioError, match="must be a whole number from 1 to 9223372036854775807"):
+        connect(host.url, LEGACY, project).labels_since(None)
+    assert host.requests == []
 
 
 # After a training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import signal
@@ -12,13 +13,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 from backend_server import REPOSITORY, ServerProcess
+from picture_host import PictureHost, picture_host
 from redis_server import RedisServer
 from trainings import BIN, Place
 
 from celestial_backend.ledger import FAILED, MERGED, PUBLISHED, RUNNING, WAITING
+from celestial_backend.reach import last_event
 
 CONSUMER = [BIN / "huey_consumer", "--quiet", "--logfile=/dev/null", "--max-delay=1", "celestial_backend.worker.huey"]
 
@@ -139,6 +143,78 @@ def test_two_workers_train_two_projects_and_never_one_twice(
     times = {name: [float(at) for project, at in place.marked(name) if project == "3"] for name in ("began", "ended")}
     assert len(times["began"]) == len(times["ended"]) == len(ended) - 1
     assert all(end < begin for end, begin in zip(times["ended"], times["began"][1:], strict=False))
+
+
+def test_who_asks_again_and_again_waits_for_the_others(place: Place) -> None:
+    """One worker trains the projects in the order in which they came to wait."""
+    for project in ("3", "4", "5"):
+        place.request(project)
+    place.worker()
+    place.wait_for(lambda: place.marked("began"))
+    jobs = [place.request("3") for _ in range(5)]
+    assert place.ended(jobs[-1]).requests == 5
+    assert [project for project, _ in place.marked("began")] == ["3", "4", "5", "3"]
+
+
+@pytest.fixture
+def empty_studio() -> Iterator[PictureHost]:
+    """A Label Studio without a project."""
+    with picture_host() as server:
+        said = b'{"id": "1", "status_code": 404, "version": "1.23.2", "detail": "No Project matches the given query."}'
+        server.other = (404, {"Content-Type": "application/json"}, said)
+        yield server
+
+
+def test_trainings_of_projects_that_are_gone_fail_and_leave_nothing(
+    tmp_path: Path, model_store: Path, empty_studio: PictureHost
+) -> None:
+    """With Label Studio's reason, before any model is loaded; the list of jobs alone tells of them."""
+    given = {"LABEL_STUDIO_URL": empty_studio.url, "LABEL_STUDIO_API_KEY": "0" * 40}
+    place = Place(tmp_path, model_store, **given)
+    try:
+        jobs = [place.request(project) for project in ("3", "4")]
+        place.jobs.note_event("3", "ANNOTATION_CREATED")
+        assert last_event(place.settings.model_dir, 3) is not None
+        place.worker()
+        for job in jobs:
+            ended = place.ended(job)
+            assert (ended.state, ended.attempts) == (FAILED, 1)
+            assert "answered 404 (No Project matches the given query)" in ended.reason
+        place.wait_for(lambda: not place.ledger.projects())
+        place.wait_for(lambda: [p.name for p in (place.settings.model_dir / "work").iterdir()] == ["worker.lock"])
+        assert place.marked("began") == []
+    finally:
+        place.stop()
+
+
+def test_processes_for_strangers_pictures_hold_no_password(
+    tmp_path: Path, model_store: Path, redis_server: RedisServer
+) -> None:
+    """Neither that of requests nor that of the queue; Label Studio's token they need."""
+    secret = {"BASIC_AUTH_USER": "me", "BASIC_AUTH_PASS": "s3cret", "REDIS_URL": redis_server.url}
+    place = Place(tmp_path, model_store, LABEL_STUDIO_API_KEY="needed", **secret)
+    try:
+        worker = place.worker(FAULT_LEARN="20")
+        place.stage(place.request(), "reading labels")
+        place.jobs.pages.offer("page", {"project": "3", "version": "", "tasks": [], "config": ""})
+        module, parent = "celestial_backend.page_predictor", psutil.Process(worker.process.pid)
+
+        def predictors() -> list[psutil.Process]:
+            with contextlib.suppress(psutil.Error):  # one has just ended
+                return [child for child in parent.children() if module in child.cmdline()]
+            return []
+
+        (trainer,) = place.trainers()
+        trainer_environ = trainer.environ()
+        assert trainer_environ["LABEL_STUDIO_API_KEY"] == "needed"
+        assert not secret.keys() & trainer_environ.keys()
+        assert secret.items() <= parent.environ().items()
+        trainer.kill()
+        (predictor,) = place.wait_for(predictors)
+        assert predictor.environ()["LABEL_STUDIO_API_KEY"] == "needed"
+        assert not secret.keys() & predictor.environ().keys()
+    finally:
+        place.stop()
 
 
 def test_a_training_that_dies_is_tried_again(place: Place) -> None:
