@@ -90,7 +90,7 @@ def refuse_exif_bomb(info: Mapping[Any, Any]) -> None:
 
     Raises:
         TooLargeError: It has more parts than cameras write; Pillow has not read it.
-        ValueError: It is damaged.
+        ValueError, TypeError: It is damaged.
     """
     if "exif" in info:
         exif = info["exif"]
@@ -197,10 +197,11 @@ def _check_tiff(data: bytes, kind: str) -> None:
     try:
         (start,) = struct.unpack_from(order + place, data)
         (entries,) = struct.unpack_from(order + number, data, start)
-        start += struct.calcsize(order + number)
+        start, step = start + struct.calcsize(order + number), struct.calcsize(order + entry)
+        entries = min(entries, (len(data) - start) // step)  # one that is cut off ends the directory
         if entries > ENTRIES_MAX:
             raise _too_many(kind, ENTRIES_MAX, "entries")
-        for at in range(start, start + entries * struct.calcsize(order + entry), struct.calcsize(order + entry)):
+        for at in range(start, start + entries * step, step):
             tag, form, count, offset = struct.unpack_from(order + entry, data, at)
             size, room = count * TYPE_BYTES.get(form, 0), max(0, len(data) - offset)
             if tag in STRIPS and count > STRIPS_MAX:

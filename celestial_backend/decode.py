@@ -26,7 +26,6 @@ LOOKS = (
     (b"II*\0", "a damaged or cut-off TIFF"),
     (b"MM\0*", "a damaged or cut-off TIFF"),
     (b"II+\0", "a damaged or cut-off TIFF"),
-    (b"MM\0+", "a damaged or cut-off TIFF"),
     (b"RIFF", "a damaged WebP, or a sound or film"),
     (b"\0\0\1\0", "an icon"),
     (b"8BPS", "a Photoshop file"),

@@ -250,6 +250,8 @@ def _result_of(task: Any, future: Future[Any], request: _Request) -> Any:
         request.failures.add(task, type(error).__name__, f"unexpected {type(error).__name__}; the log has more", error)
     else:
         return prepared
+    finally:
+        del future, prepared  # else an error and its frames keep each other alive, and the task's value
     return []
 
 

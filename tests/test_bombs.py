@@ -508,6 +508,22 @@ def test_a_tiff_that_two_decoders_read_differently_is_refused() -> None:
         decode(b"MM\0+" + tiff_of(8, 8)[4:], MANY)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(b"II*\0\x08\0\0\0" + b"\xff" * 40_000, id="garbage"),
+        pytest.param(notes([(0x010F, 2, 2**32 - 1, 8)] * 2, 1000), id="sizes"),
+        pytest.param(notes([(7, 5, 2**32 - 1, 900), (8, 4, 2**31, 8), (9, 99, 2**31, 8)], 1000), id="counts"),
+        pytest.param(notes([(tag, 7, 100_000, 2**31) for tag in range(1, 3000)]), id="places"),
+    ],
+)
+def test_damaged_notes_cost_no_picture(kind: str, block: bytes) -> None:
+    """What cannot be read is no bomb: the picture comes as it lies in the file."""
+    assert decode(with_exif(kind, block), MANY).size in ((8, 4), (8, 8))
+
+
 TURN = (0x0112, 3, 1, 6)
 CAMERA = [(0x010F, 2, 9, 40_000), TURN, (0x011A, 5, 1, 40_016), (0x0128, 3, 1, 2), (0x8769, 4, 1, 39_000)]
 ICC = b"ICC_PROFILE\0"

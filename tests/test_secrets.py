@@ -42,15 +42,18 @@ SECRETS = {
 UNFORESEEN = """
 import sys
 sys.path.insert(0, {repository!r})
-import celestial_backend.reach
+import celestial_backend.protocol
+
+read = celestial_backend.protocol.read
 
 
-def note_event(model_dir, body):
-    if body["action"] == "UNFORESEEN":
+def broken(path, body):
+    if b"UNFORESEEN" in body:
         raise RuntimeError("nobody foresaw this")
+    return read(path, body)
 
 
-celestial_backend.reach.note_event = note_event
+celestial_backend.protocol.read = broken
 """
 
 
@@ -110,8 +113,9 @@ def ask_everything(server: BackendServer, studio: PictureHost, port: int) -> lis
             for auth in (good, wrong, None):
                 for body in bodies.get(path, [{}]):
                     data = json.dumps(body)
+                    kind = {"Content-Type": "application/json"}
                     url = f"{server.url}{path}?access_token={SECRETS['query']}"
-                    answer = requests.request(method, url, data=data, auth=auth, headers=headers, timeout=60)
+                    answer = requests.request(method, url, data=data, auth=auth, headers=headers | kind, timeout=60)
                     seen.append(f"{method} {path} {answer.status_code} {answer.reason} {answer.headers} {answer.text}")
     for broken in (
         f"GET /health?{SECRETS['query']} HTTP/9.9\r\n\r\n",
@@ -151,7 +155,7 @@ def test_no_secret_leaves_the_server(backends: Backends, studio: PictureHost, tm
         assert {name for name, secret in SECRETS.items() if secret in server.log_text()} == set(), server.log
         lines = server.log_text().splitlines()
         with_paths = [line for line in lines if str(tmp_path) in line or "site-packages" in line]
-        assert all(line.startswith('  File "') for line in with_paths), "paths are in tracebacks and nowhere else"
+        assert all(line.startswith('      File "') for line in with_paths), "paths are in tracebacks and nowhere else"
     statuses = {line.split()[2] for line in answers if not line.startswith("raw")}
     assert {"200", "201", "400", "401", "404", "405", "422", "500", "503"} <= statuses
     text = "\n".join(answers)
