@@ -214,7 +214,7 @@ class FairPool:
                 future.set_result(work(*args))
             except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
                 future.set_exception(error)
-        del future, work, args  # else an error and its frames keep each other alive, and what was worked on
+        del future, work, args  # else an error and its frames keep each other alive
         with self._lock:
             share.running -= 1
             again, self._owed = self._owed > 0, max(0, self._owed - 1)

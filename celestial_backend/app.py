@@ -198,6 +198,7 @@ def _check(services: Services) -> Any:
     body = _body(g.held.enter_context(places.place()), places.max_bytes)
     found = protocol.read(request.path, body)
     if isinstance(found, OtherEvent):
+        services.jobs.note_event(protocol.event_project(body), found.action)
         return {"status": "Unknown event"}
     if isinstance(found, PredictRequest):
         asked_at = min(g.started, time.monotonic() - _waited(services.settings.predict_max_s))

@@ -246,6 +246,7 @@ def _result_of(task: Any, future: Future[Any], request: _Request) -> Any:
         return LATE
     except CelestialError as error:
         request.failures.add(task, type(error).__name__, str(error))
+        _let_go(error)
     except Exception as error:  # noqa: BLE001 - a task costs no other its prediction, whatever it was
         request.failures.add(task, type(error).__name__, f"unexpected {type(error).__name__}; the log has more", error)
     else:
@@ -253,6 +254,13 @@ def _result_of(task: Any, future: Future[Any], request: _Request) -> Any:
     finally:
         del future, prepared  # else an error and its frames keep each other alive, and the task's value
     return []
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop the frames that an error came through: they hold the request, and an error and its frames hold each other."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__
 
 
 def _values(task: Any, choices: ChoiceMap) -> Iterator[tuple[str, object]]:

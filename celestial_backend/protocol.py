@@ -207,6 +207,14 @@ def read(path: str, body: bytes) -> Request:
     return found
 
 
+def event_project(body: bytes) -> str:
+    """The number of the project of any event, as text; empty if it has none."""
+    try:
+        return str(_event.decode(body).project.id)
+    except UNREADABLE:
+        return ""
+
+
 class Tasks(Sequence[Any]):
     """
     The tasks of a request, each read whenever it is asked for: those that wait take no more than their bytes.
@@ -231,6 +239,15 @@ class _Task(Struct):
     data: Raw = NOTHING
 
 
+class _EventProject(Struct):
+    id: int
+
+
+class _Event(Struct):
+    project: _EventProject
+
+
+_event = msgspec.json.Decoder(_Event)
 _anything = msgspec.json.Decoder(Any)
 _task_parts = msgspec.json.Decoder(_Task)
 _readers = {name: msgspec.json.Decoder(strict) for name, (strict, _) in KINDS.items()}

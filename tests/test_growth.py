@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import json
 import math
 import time
 import tracemalloc
@@ -177,6 +178,23 @@ def test_no_cache_keeps_long_values(images: ImageReader) -> None:
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert kept < 12 * MB  # two of the eight configs, read
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_request_leaves_nothing_behind(client: FlaskClient, number: int) -> None:
+    """What it held is gone when it is answered, and not when Python next looks for cycles."""
+    task = {"id": 1, "data": {"image": "data:" + "a" * 10 * MB, "more": "http://h/" + "a" * 10 * MB}}
+    body = json.dumps({"tasks": [task] * number, "label_config": label_config()}).encode()
+    post(client, body)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    for _ in range(3):
+        post(client, body)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    gc.enable()
+    assert kept < 5 * MB
 
 
 BODY_UNITS = [b"[],", b"{},", b"0,", b'"a",', b"[[],", b'{"a":1},', b'{"id":1,"data":{}},', b"null,", b"1.5e3,",
