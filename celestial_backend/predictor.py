@@ -257,7 +257,7 @@ def _result_of(task: Any, future: Future[Any], request: _Request) -> Any:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Drop the frames that an error came through: they hold the request, and an error and its frames hold each other."""
+    """Drop the frames that an error came through: they and it hold each other, and the whole request."""
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__

@@ -345,14 +345,16 @@ def test_a_training_that_cannot_be_written_down_is_not_accepted(settings: Settin
     ("path", "body", "sentence"),
     [
         pytest.param("/predict", {"label_config": "x"}, "missing required field 'tasks'", id="no tasks"),
-        pytest.param("/predict", {"tasks": 3, "label_config": "x"}, "Expected 'array', got 'int' - at '$.tasks'", id="tasks"),
+        pytest.param("/predict", {"tasks": 3, "label_config": "x"}, "got 'int' - at '$.tasks'", id="tasks"),
         pytest.param("/predict", {"tasks": []}, "missing required field 'label_config'", id="no config"),
         pytest.param("/predict", [], "must be a JSON object, got list", id="a list"),
         pytest.param("/setup", {"project": "1.2"}, "missing required field 'schema'", id="no schema"),
         pytest.param("/setup", {"project": {}, "schema": "x"}, "got 'object' - at '$.project'", id="project"),
         pytest.param("/webhook", {"project": {"id": 1}}, "missing required field 'action'", id="no action"),
         pytest.param("/webhook", {"action": "START_TRAINING"}, "missing required field 'project'", id="no project"),
-        pytest.param("/webhook", {"action": "START_TRAINING", "project": {"id": "x"}}, "Expected 'int', got 'str' - at '$.project.id'", id="bad id"),
+        pytest.param(
+            "/webhook", {"action": "START_TRAINING", "project": {"id": "x"}}, "got 'str' - at '$.project.id'", id="bad id"
+        ),
     ],
 )
 def test_a_malformed_body_gets_a_sentence(client: FlaskClient, path: str, body: Any, sentence: str) -> None:
@@ -569,8 +571,8 @@ def test_the_time_that_a_body_takes_counts_once(client: FlaskClient, monkeypatch
             return len(body)
 
     came, headers = time.monotonic(), {"X-Request-Start": f"t={time.time():.6f}"}
-    sent = {"wsgi.input": Slow(), "CONTENT_LENGTH": str(len(body))}
-    assert client.post("/predict", headers=headers, environ_overrides=sent, content_type="application/json").status_code == 200
+    sent = {"wsgi.input": Slow(), "CONTENT_LENGTH": str(len(body)), "CONTENT_TYPE": "application/json"}
+    assert client.post("/predict", headers=headers, environ_overrides=sent).status_code == 200
     assert asked[0] == pytest.approx(came, abs=0.25)
 
 

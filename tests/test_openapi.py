@@ -113,7 +113,9 @@ def test_an_error_is_of_the_one_shape(client: FlaskClient, guarded: Flask, statu
         "403": lambda: client.get("/docs", headers={"Origin": "http://evil.example"}),
         "404": lambda: client.get("/nowhere"),
         "405": lambda: client.get("/predict"),
-        "408": lambda: client.post("/predict", data=b"{", content_type="application/json", environ_overrides={"CONTENT_LENGTH": "9"}),
+        "408": lambda: client.post(
+            "/predict", data=b"{", content_type="application/json", environ_overrides={"CONTENT_LENGTH": "9"}
+        ),
         "413": lambda: create_app(build(Settings(request_max_mb=0.001))).test_client().post(
             "/setup", data=b" " * 2000, content_type="application/json"
         ),
