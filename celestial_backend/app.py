@@ -55,7 +55,7 @@ REASON_LENGTH = 400  # characters of a status line's reason phrase
 PATH_LENGTH = 100  # characters of an unknown path in the log
 READ = ("/setup", "/predict", "/webhook")  # those that take a body
 # Endings of names that no public name server gives away, so that no page of the web can have one.
-PRIVATE_NAMES = (".internal", ".local", ".localhost", ".lan", ".home.arpa", ".test", ".svc")
+PRIVATE_NAMES = (".internal", ".local", ".localhost", ".localdomain", ".lan", ".home.arpa", ".test", ".svc")
 
 
 def create_app(services: Services) -> Flask:

@@ -322,6 +322,6 @@ def _detail(response: httpcore.Response) -> str:
             if len(start) > 8192:
                 break
         said = json.loads(start).get("detail")
-    except (ValueError, AttributeError, httpcore.NetworkError, httpcore.ProtocolError):
+    except (ValueError, AttributeError, RecursionError, httpcore.NetworkError, httpcore.ProtocolError):
         return ""
     return f" ({said[:200].rstrip('.')})" if isinstance(said, str) and said else ""

@@ -9,6 +9,7 @@ those that the operator allows.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -50,7 +51,11 @@ def origin(url: str) -> Origin | None:
         return None
     if parts.scheme not in PORTS or not parts.hostname:
         return None
-    return parts.scheme, parts.hostname.rstrip("."), PORTS[parts.scheme] if port is None else port
+    host = parts.hostname
+    if not host.isascii():  # however it is spelt, it is the place that is connected to
+        with suppress(UnicodeError):
+            host = host.encode("idna").decode()
+    return parts.scheme, host.rstrip("."), PORTS[parts.scheme] if port is None else port
 
 
 class SilentHosts:

@@ -199,8 +199,10 @@ def shown(value: object) -> str:
     start = SCHEME.match(text)
     rest = text[start.end() :] if start else text
     if ":" in rest.rpartition("@")[0] or "@" in rest.partition("/")[0]:
-        # A password may hold every sign that else ends it; so a path with @ and : in it is shown in part.
-        text = (start[0] if start else "") + rest.rpartition("@")[2]
+        # A password may hold every sign that else ends it; so a path with @ and : in it is shown in part, and
+        # nothing where it may be a query that has an @.
+        hidden, _, rest = rest.rpartition("@")
+        text = (start[0] if start else "") + ("..." if "?" in hidden or "#" in hidden else rest)
     path, mark, query = text.partition("?")
     path = path.partition("#")[0]
     if mark and LOCAL.fullmatch(path):

@@ -23,6 +23,7 @@ from celestial_backend.label_config import ChoicesTag, image_of, loose, match, r
 
 DEFAULT_THRESHOLD = 0.5
 SMALL_CHARS = 100_000  # of a config of which many are remembered; of larger ones, two
+CONTROLS_MAX, KEYS_MAX = 200, 16  # of a config that are served; each task has an answer of one, a picture of the other
 MAX_WARNINGS = 20  # each becomes a line in the log, and a config may have thousands of controls
 MAX_MESSAGE_CHARS = 400  # it may become the reason phrase of an HTTP status line
 
@@ -188,11 +189,14 @@ class ChoiceMap:
 def _read_choice_map(label_config: str, classes: tuple[str, ...]) -> ChoiceMap:
     tags, images = read(label_config)
     controls: dict[str, ChoiceControl] = {}
+    keys: set[str] = set()
     warnings: list[str] = []
     offered: dict[str, None] = {}
     for tag in tags:
         name = tag.attributes["name"]
         to_name, data_key, reason = image_of(tag, images)
+        if not reason and (len(controls) >= CONTROLS_MAX or (data_key not in keys and len(keys) >= KEYS_MAX)):
+            reason = f"{CONTROLS_MAX} controls on {KEYS_MAX} images are served, and this is one too many"
         if reason or name in controls:
             warnings.append(f"Control {short(name)} is skipped: {reason or 'another control has its name'}.")
             continue
@@ -201,6 +205,7 @@ def _read_choice_map(label_config: str, classes: tuple[str, ...]) -> ChoiceMap:
         warnings += [f"Control {short(name)}: {remark}." for remark in remarks]
         if control.choice_of:
             controls[name] = control
+            keys.add(data_key)
     if not controls and offered:
         raise LabelConfigError(f"None of the choices {some(offered)} is a class of the model {some(classes)}. "
                                "Rename a choice or add predicted_values.")

@@ -145,7 +145,7 @@ class Predictor:
 
     def _near_or_fetched(self, task: Any, request: _Request) -> Inputs | Future[Inputs]:
         inputs: Inputs = {}
-        for key, value in _values(task, request.choices):
+        for key, value in _values(task, request):
             with self._bench.room() as room:
                 picture = self._images.read_near(value, room.take)
                 if picture is None:
@@ -155,7 +155,7 @@ class Predictor:
 
     def _inputs(self, task: Any, request: _Request, ready: Inputs | None = None) -> Inputs:
         inputs = dict(ready or {})
-        for key, value in _values(task, request.choices):
+        for key, value in _values(task, request):
             if key not in inputs:
                 with self._bench.room() as room:
                     picture = self._images.read(value, _id(task), room.take)
@@ -263,14 +263,17 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__cause__
 
 
-def _values(task: Any, choices: ChoiceMap) -> Iterator[tuple[str, object]]:
-    """The values of a task that name pictures, by data key."""
+def _values(task: Any, request: _Request) -> Iterator[tuple[str, object]]:
+    """The values of a task that name pictures, by data key; none any more once the request is over."""
     data = task.get("data") if isinstance(task, Mapping) else None
     if isinstance(data, RequestError):
         raise data
     if not isinstance(data, Mapping):
         raise RequestError("A task must be an object with an object \"data\", as Label Studio sends it.")
-    return ((key, choices.value_of(data, key)) for key in choices.data_keys)
+    for key in request.choices.data_keys:
+        if time.monotonic() >= request.deadline:
+            raise TimeoutError
+        yield key, request.choices.value_of(data, key)
 
 
 def _id(task: Any) -> int | None:

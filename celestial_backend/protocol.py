@@ -23,8 +23,8 @@ TrainEvent = Literal[
 TRAIN_EVENTS: tuple[str, ...] = get_args(TrainEvent)
 
 TASKS_MAX = 100_000  # of a request; Label Studio waits 100 seconds, in which a model predicts fewer
-VALUES_MAX = 5_000_000  # of a request, counted by their commas; so many tasks of Label Studio have about half of it
-LOOSE_MAX = 200_000  # of a body that is read in the slow way
+VALUES_MAX = 3_000_000  # of a request, counted by their commas; so many tasks of Label Studio have nearly as many
+LOOSE_MAX, LOOSE_MAX_BYTES = 200_000, 20_000_000  # values and bytes of a body that is read in the slow way
 DATA_MAX = 10_000  # values of one task's data
 ID_MAX = 20  # bytes of a task's number
 NOTHING = Raw(b"null")
@@ -41,7 +41,6 @@ class SetupRequest(Struct, rename={"label_config": "schema"}):
 
     label_config: Annotated[str, Meta(description="The project's label config.")]
     project: Annotated[str | None, Meta(description="The project's number, a point, and when it was made.")] = None
-    extra_params: Annotated[Unread | str | None, Meta(description="Taken in every form, and not used.")] = None
 
 
 class PredictRequest(Struct, Generic[Sent]):
@@ -61,7 +60,6 @@ class WebhookProject(Struct):
     """The project of an event."""
 
     id: Annotated[int, Meta(ge=1, le=2**63 - 1, description="The project's number.")]
-    label_config: Annotated[str, Meta(description="The project's label config.")] = ""
 
 
 class Label(Struct):
@@ -258,7 +256,7 @@ def _read(name: str, path: str, body: bytes) -> Any:
     try:
         return _readers[name].decode(body)
     except UNREADABLE as error:
-        if body.count(b",") > LOOSE_MAX:
+        if body.count(b",") > LOOSE_MAX or len(body) > LOOSE_MAX_BYTES:
             raise _wrong(path, error) from None
     # Python takes more for JSON, such as NaN and halves of letters, and so did this backend always.
     try:

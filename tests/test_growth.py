@@ -19,12 +19,13 @@ from cases import cases
 from flask.testing import FlaskClient
 from hypothesis import given, seed
 from hypothesis import strategies as st
+from PIL import Image
 
 from celestial_backend.app import create_app
 from celestial_backend.download import ADDRESS_MAX
 from celestial_backend.errors import CelestialError, ImageError
 from celestial_backend.images import ImageReader
-from celestial_backend.labels import ChoiceMap
+from celestial_backend.labels import CONTROLS_MAX, KEYS_MAX, ChoiceMap
 from celestial_backend.protocol import DATA_MAX, TASKS_MAX, VALUES_MAX, Tasks, read
 from celestial_backend.settings import Settings
 from celestial_backend.studio import Studio
@@ -241,6 +242,44 @@ def post(client: FlaskClient, body: bytes, path: str = "/predict") -> Any:
     return client.post(path, data=body, content_type="application/json")
 
 
+def test_a_label_config_has_so_many_controls_and_images() -> None:
+    """More are left alone, and a line says so: each costs every task an answer, or a picture."""
+    tags = [
+        f'<Image name="i{n}" value="$k{n}"/><Choices name="c{n}" toName="i{n}"><Choice value="Mars"/></Choices>'
+        for n in range(30)
+    ]
+    choices = ChoiceMap.from_config(f"<View>{''.join(tags)}</View>", ["Mars"])
+    assert len(choices.data_keys) == len(choices.controls) == KEYS_MAX
+    assert any("200 controls on 16 images are served" in warning for warning in choices.warnings)
+    tags = [f'<Choices name="c{n}" toName="image"><Choice value="Mars"/></Choices>' for n in range(300)]
+    choices = ChoiceMap.from_config(f'<View><Image name="image" value="$image"/>{"".join(tags)}</View>', ["Mars"])
+    assert len(choices.controls) == CONTROLS_MAX
+
+
+def test_a_request_that_is_over_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pictures a task has, its thread reads one more at most once the time is up."""
+    read: list[object] = []
+
+    def slow(_: ImageReader, value: object, *__: object) -> Image.Image:
+        read.append(value)
+        time.sleep(0.2)
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(ImageReader, "read_near", slow)
+    services = build(Settings(bentoml_home=tmp_path / "bentoml", model_dir=tmp_path / "state", predict_max_s=0.5))
+    services.store.current()
+    tags = [
+        f'<Image name="i{n}" value="$k{n}"/><Choices name="c{n}" toName="i{n}"><Choice value="Mars"/></Choices>'
+        for n in range(KEYS_MAX)
+    ]
+    tasks = [{"id": number, "data": {f"k{n}": "x" for n in range(KEYS_MAX)}} for number in (1, 2)]
+    deadline = time.monotonic() + services.settings.predict_max_s
+    assert services.predictor.predict(tasks, f"<View>{''.join(tags)}</View>", deadline) == [[], []]
+    known = len(read)
+    time.sleep(1)
+    assert len(read) - known <= 2
+
+
 def test_a_request_has_a_bounded_number_of_tasks(client: FlaskClient) -> None:
     """More than Label Studio waits for are refused with what to do instead, whatever they are."""
     for task in (b"{}", b"0", b'{"id":1,"data":{}}'):
@@ -253,13 +292,13 @@ def test_a_request_has_a_bounded_number_of_tasks(client: FlaskClient) -> None:
 def test_a_request_has_a_bounded_number_of_values(client: FlaskClient) -> None:
     """It is told by its commas, before anything reads it."""
     answer = post(client, b'{"unread":[' + b"[]," * VALUES_MAX + b'[]],"label_config":"x","tasks":[]}')
-    assert answer.status.startswith("413 A request to /predict may hold 5,000,000 values, and this one has more. Send")
+    assert answer.status.startswith("413 A request to /predict may hold 3,000,000 values, and this one has more. Send")
 
 
 def test_what_nobody_reads_is_not_built(client: FlaskClient) -> None:
-    """A million values under a key of no meaning, and in a task beside its data or as its number: no memory."""
+    """Half a million values under a key of no meaning, and in a task beside its data or as its number: no memory."""
     config = label_config().replace('"', "'").encode()
-    many = b"[" + b"[]," * MB + b"0]"
+    many = b"[" + b"[]," * (MB // 2) + b"0]"
     task = b'{"id":%b,"x":%b,"data":{"image":"x"}}' % (many, many)
     body = b'{"x":%b,"tasks":[%b],"label_config":"%b"}' % (many, task, config)
     assert post(client, body).json["results"] == [[]]
