@@ -335,6 +335,15 @@ class TestToken:
         """Behind http://host/ls only what lies under /ls/ is Label Studio."""
         assert downloader(label_studio_url="http://host/ls").is_studio(f"http://host{path}") is inside
 
+    @pytest.mark.parametrize("host", [
+        "ls.example。com", "ｌs.example.com", "LS.exa\u00admple.com.", "ls.example.com:80",
+    ])
+    def test_however_its_host_is_spelt(self, host: str) -> None:
+        """What leads to Label Studio is Label Studio's, and so nothing but its pictures is asked for."""
+        what = downloader(label_studio_url="http://ls.example.com")
+        assert what.is_studio(f"http://{host}/api/tasks/5/")
+        assert "nothing else there is asked for" in refused(ForbiddenError, what, f"http://{host}/api/tasks/5/")
+
     @pytest.mark.parametrize("url", ["https://host:80/a", "http://host:81/a", "http://host.evil/a", "http://evil/a"])
     def test_scheme_host_and_port_must_equal(self, url: str) -> None:
         """One of the three that differs makes it another place."""
