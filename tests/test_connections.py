@@ -101,7 +101,7 @@ def test_a_head_that_trickles_is_cut_off(url: str) -> None:
 
 def test_slow_clients_keep_nobody_else_waiting(url: str) -> None:
     """While ten bodies, and fifty silent connections, are waited for, /health and /setup keep Label Studio's limits."""
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n "
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n "
     with contextlib.ExitStack() as links:
         for _ in range(50):
             links.enter_context(connect(url))
@@ -144,7 +144,9 @@ def test_a_body_without_a_length_is_bounded_too(url: str, path: str, most: str) 
 def test_chunks_that_are_none_get_a_sentence(url: str, path: str, chunks: bytes, fault: str) -> None:
     """A body that breaks the rules of HTTP is the client's fault: 400, and no traceback in the log."""
     with connect(url) as link:
-        link.sendall(f"POST /{path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + chunks)
+        kind = "Content-Type: application/json\r\nTransfer-Encoding: chunked"
+        head = f"POST /{path} HTTP/1.1\r\nHost: x\r\n{kind}\r\n\r\n"
+        link.sendall(head.encode() + chunks)
         said = answer(link)
     assert said.startswith(f"HTTP/1.1 400 The chunks of the body of /{path} must be as HTTP has them".encode())
     assert f"({fault})".encode() in said
@@ -156,7 +158,8 @@ def test_bytes_that_have_not_come_keep_nobody_out(url: str, length: str) -> None
     with contextlib.ExitStack() as links:
         for _ in range(2):
             link = links.enter_context(connect(url))
-            link.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n1".encode())
+            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{length}\r\n\r\n1"
+            link.sendall(head.encode())
         assert requests.post(f"{url}/predict", json=TASKS, timeout=ENDED).status_code == 200
 
 
@@ -181,7 +184,7 @@ def test_more_than_the_line_holds_are_refused_at_once(url: str) -> None:
 
 def sixth(url: str, links: contextlib.ExitStack) -> requests.Response:
     """What a prediction is answered behind five others; asked again where it was faster than these."""
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n "
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n "
     for _ in range(5):
         links.enter_context(connect(url)).sendall(head)
     for _ in range(20):

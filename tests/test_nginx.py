@@ -21,6 +21,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 CONNECT_S, HEALTH_S, SETUP_S, PREDICT_S, EVENT_S = 1, 1, 3, 100, 1  # what Label Studio gives
+JSON = {"Content-Type": "application/json"}
 PATHS = ("/health", "/setup", "/predict", "/webhook")
 FINE: Answer = (200, {"Content-Type": "application/json"}, b'{"results": []}')
 
@@ -71,7 +72,7 @@ def nginx(start: Callable[..., NginxServer], hosts: Hosts) -> NginxServer:
 
 def ask(nginx: NginxServer, path: str, body: bytes = b"{}", timeout: float = 20) -> requests.Response:
     method = "GET" if path == "/health" else "POST"
-    return requests.request(method, f"{nginx.url}{path}", data=body, timeout=timeout)
+    return requests.request(method, f"{nginx.url}{path}", data=body, timeout=timeout, headers=JSON)
 
 
 def break_off(handler: BaseHTTPRequestHandler) -> None:
