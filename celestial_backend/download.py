@@ -131,16 +131,19 @@ class Downloader:
             answer = self._hop(url, own, deadline)
             if isinstance(answer, bytes):
                 return answer
-            if self.is_studio(answer):
-                url = self._picture_of_studio(answer if own else "")
-            else:
+            if not self.is_studio(answer):
                 url, own = answer, False
+            elif own:
+                url = self._picture_of_studio(answer)
+            else:
+                raise ForbiddenError("an address elsewhere must not redirect to Label Studio. Correct the task.")
         raise FetchError(f"an address may redirect {MAX_REDIRECTS} times, and this one does so more often.")
 
     def is_studio(self, url: str) -> bool:
         """Whether an address lies in Label Studio: same scheme, host and port, and under its sub-path."""
         base = self._studio.url
-        if base is None or origin(url) is None or origin(url) != origin(base):
+        place = origin(url)
+        if base is None or place is None or place != origin(base):
             return False
         path = posixpath.normpath("/" + unquote(urlsplit(url).path).lstrip("/"))
         return f"{path}/".startswith(f"{urlsplit(base).path}/")
@@ -273,13 +276,11 @@ def _target(url: str) -> httpcore.URL:
         raise ForbiddenError("an address must not hold a user name or password, and this one does. Take them out.")
     if len(place[1]) > HOST_MAX:
         raise FetchError(f"the name of a host may have {HOST_MAX} letters, and this one has more. Check the address.")
-    try:
-        host = place[1].encode("idna") if not place[1].isascii() else place[1].encode()
-    except UnicodeError as error:
-        raise FetchError("the host's name must be a valid one, and is not. Check the address.") from error
+    if not place[1].isascii():
+        raise FetchError("the host's name must be a valid one, and is not. Check the address.")
     path = quote(parts.path or "/", safe=URL_SIGNS)
     query = f"?{quote(parts.query, safe=URL_SIGNS)}" if parts.query else ""
-    return httpcore.URL(scheme=place[0], host=host, port=place[2], target=(path + query).encode())
+    return httpcore.URL(scheme=place[0], host=place[1], port=place[2], target=(path + query).encode())
 
 
 def _next(url: str, location: str) -> str:
@@ -296,7 +297,7 @@ def _host(url: str) -> str:
     if place is None:
         return f"{url.split(':', 1)[0][:20]!r}"
     scheme, host, port = place
-    host = f"[{host}]" if ":" in host else host.encode("idna").decode() if not host.isascii() else host
+    host = f"[{host}]" if ":" in host else host
     return f"{scheme}://{host}" if port == PORTS[scheme] else f"{scheme}://{host}:{port}"
 
 

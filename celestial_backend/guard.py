@@ -43,7 +43,7 @@ Origin = tuple[str, str, int]
 
 
 def origin(url: str) -> Origin | None:
-    """Scheme, host and port of an http or https address; None for any other text."""
+    """Scheme, host and port of an http or https address, an impossible host as it is; None for any other text."""
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -138,7 +138,7 @@ class Predictor:
             if time.monotonic() >= request.deadline:
                 break
             chunk = tasks[start : start + self._batch_size]
-            waiting.append((chunk, [request.near.submit(work, task, request) for task in chunk]))
+            waiting.append((chunk, [request.first.submit(work, task, request) for task in chunk]))
             if len(waiting) == 2:
                 yield waiting.pop(0)
         yield from waiting
@@ -198,8 +198,8 @@ class _Request:
     choices: ChoiceMap
     deadline: float
     failures: _Failures
-    near: Share
-    far: Share
+    first: Share  # threads that look at each task
+    far: Share  # those that fetch what is not here
 
 
 class _Failures:

@@ -6,7 +6,6 @@ import logging
 import re
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,22 +119,6 @@ def test_pillows_warnings_are_dropped(capsys: pytest.CaptureFixture[str]) -> Non
     warnings.warn_explicit("Tag 7", UserWarning, "x.py", 1, module="PIL.TiffImagePlugin", registry=registry)
     assert written(capsys) == []
     assert not any(isinstance(key, tuple) for key in registry)
-
-
-def test_the_filter_costs_microseconds() -> None:
-    """An ordinary line takes hardly longer than with Python's own formatter."""
-
-    def seconds(formatter: logging.Formatter) -> float:
-        record = logging.LogRecord("app", logging.INFO, "app.py", 1, "%s in %d ms", ("x" * 80, 7), None)
-        runs = []
-        for _ in range(5):
-            started = time.thread_time()
-            for _ in range(1000):
-                formatter.format(record)
-            runs.append((time.thread_time() - started) / 1000)
-        return min(runs)
-
-    assert seconds(logs.Lines(logs.FORMAT)) - seconds(logging.Formatter(logs.FORMAT)) < 10e-6
 
 
 def test_gunicorn_writes_such_lines_too(tmp_path: Path) -> None:

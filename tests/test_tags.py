@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from celestial_backend.settings import MODEL_NAME
@@ -25,11 +23,9 @@ def test_anything_else_is_none(text: object) -> None:
     assert not is_project(text)
 
 
-def test_two_million_digits_are_refused_in_no_time() -> None:
+def test_two_million_digits_are_refused() -> None:
     """The length is looked at before the number; int() refuses more than 4,300 digits with an error of its own."""
-    started = time.monotonic()
     assert not is_project("1" * 2_000_000)
-    assert time.monotonic() - started < 1
     assert len(no_project("1" * 2_000_000)) < 300
 
 
