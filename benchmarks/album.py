@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from celestial_backend.renderer import BODIES, render
+from celestial_backend.planets.renderer import BODIES, render
 
 SIZE_PX = (128, 128)  # width, height: what the default model was trained on
 SEED = 51
@@ -44,6 +44,23 @@ class Album:
     def take(self, count: int) -> list[str]:
         """The pictures' own names for `count` tasks, in turn."""
         return [self.names[number % len(self.names)] for number in range(count)]
+
+    def variants(self, folder: str, count: int) -> list[str]:
+        """
+        What stands in so many tasks of pictures that differ: after a file's own bytes come some of its number.
+
+        The files are uploads of that folder, and lie beside the originals too.
+        """
+        uploads = self.studio_data / "media" / "upload" / folder
+        uploads.mkdir(parents=True)
+        made = []
+        for number, name in enumerate(self.take(count)):
+            varied = f"{folder}_{number:05}_{name}"
+            data = (self.originals / name).read_bytes() + number.to_bytes(4, "big")
+            (self.originals / varied).write_bytes(data)
+            os.link(self.originals / varied, uploads / _upload_name(varied))
+            made.append(f"/data/upload/{folder}/{_upload_name(varied)}")
+        return made
 
     def about(self) -> dict[str, object]:
         """How many, how large in the middle, and of how many pixels."""
@@ -77,6 +94,15 @@ def drawn(folder: Path, count: int, size_px: tuple[int, int] = SIZE_PX) -> list[
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(partial(_draw, size_px), [path for path in paths if not path.exists()]))
     return paths
+
+
+def label_folders(folder: Path, paths: Sequence[Path]) -> Path:
+    """Put drawn pictures into a folder for each body."""
+    for path in paths:
+        place = folder / BODIES[int(path.stem) % len(BODIES)]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / path.name).write_bytes(path.read_bytes())
+    return folder
 
 
 def _draw(size_px: tuple[int, int], path: Path) -> None:

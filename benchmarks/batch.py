@@ -12,7 +12,7 @@ from benchmarks.bench import Bench
 from benchmarks.load import ask
 from benchmarks.servers import BACKENDS, Backend, BareBatch, ours, picture_host
 from benchmarks.tasks import check
-from celestial_backend.demo_servers import HOST
+from celestial_backend.commands.demo import HOST
 
 WARM_UP = 64
 Ways = Mapping[str, Callable[[], float]]  # by a backend's name, what measures once, in seconds

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.album import Album
-from celestial_backend.demo_servers import plain_environ
+from celestial_backend.commands.demo import plain_environ
 from celestial_backend.errors import CelestialError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -34,11 +34,13 @@ class Sizes:
     studio_rounds: int = 2
     steady_tasks: int = 10_000
     growth: tuple[int, ...] = (100, 1000, 10_000, 100_000)
+    labels: tuple[int, ...] = (2, 5, 10, 20, 50, 100)  # of each class
+    seeds: int = 4
 
 
 QUICK = Sizes(
     pictures=10, requests=64, tasks=200, peer_tasks=20, rounds=1, studio_rounds=1, steady_tasks=2000,
-    growth=(100, 1000, 5000),
+    growth=(100, 1000, 5000), labels=(2, 5), seeds=1,
 )  # fmt: skip
 
 
@@ -50,6 +52,7 @@ class Bench:
     sizes: Sizes
     album: Album
     say: Callable[[str], None]
+    pictures: Path | None = None  # the folder that was given
 
     @property
     def store(self) -> Path:

@@ -1,7 +1,8 @@
-"""The picture for the README: bars of one unit in each group, as SVG."""
+"""The picture for docs/performance.md: bars of one unit in each group, as SVG."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -10,6 +11,7 @@ from xml.sax.saxutils import escape
 Results = dict[str, Any]
 WIDTH, LEFT, RIGHT, BAR, GAP, HEAD = 760, 170, 110, 20, 6, 44  # pixels
 OURS, OTHERS, INK = "#2563eb", "#94a3b8", "#1e293b"
+CURVES = {"ours": ("this backend", OURS), "plain": ("plain head", OTHERS), "pixels": ("raw pixels", "#d4a373")}
 NAMES = {"ours": "this backend", "limit": "limit", "stock": "SDK's template", "tutorial": "tutorial"}
 
 
@@ -23,7 +25,10 @@ class Group:
 
 def chart(results: Results) -> str:
     """The picture of a run; the bars of this backend stand out."""
-    lines, y = [], 12
+    lines: list[str] = []
+    y = 12
+    if "learning" in results:
+        lines, y = curves(results["learning"])
     for group in groups(results):
         lines.append(_text(12, y + 18, group.title, weight="bold"))
         y += HEAD - GAP
@@ -41,6 +46,36 @@ def chart(results: Results) -> str:
         'font-family="system-ui, sans-serif" font-size="13">'
     )
     return "\n".join([head, f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>', *lines, "</svg>", ""])
+
+
+def curves(learning: Results) -> tuple[list[str], int]:
+    """Lines of what is right after how many labels, and the pixels that they take downwards."""
+    steps, top, height = learning["steps"], 44, 260
+    counts = [step["labels"] for step in steps]
+    span = math.log(counts[-1] / counts[0]) or 1.0
+    lowest = math.floor(10 * min(step[name] for step in steps for name in CURVES)) / 10
+
+    def place(count: int, share: float) -> tuple[float, float]:
+        x = LEFT + math.log(count / counts[0]) / span * (WIDTH - LEFT - RIGHT)
+        return x, top + (1 - share) / (1 - lowest) * height
+
+    title = f"Unseen pictures that are answered rightly, by labels of each of {learning['classes']} classes"
+    lines = [_text(12, 30, title, weight="bold")]
+    for tenth in range(round(lowest * 10), 11):
+        y = place(counts[0], tenth / 10)[1]
+        lines.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#e2e8f0"/>')
+        lines.append(_text(LEFT - 8, y + 4, f"{tenth * 10} %", anchor="end"))
+    lines += [_text(place(count, 0)[0], top + height + 22, str(count), anchor="middle") for count in counts]
+    for name, (_, colour) in CURVES.items():
+        points = [place(step["labels"], step[name]) for step in steps]
+        way = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        lines.append(f'<path d="{way}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+    ends = sorted((place(counts[-1], steps[-1][name])[1], said) for name, (said, _) in CURVES.items())
+    below = 0.0
+    for y, said in ends:
+        below = max(y + 4, below + 16)  # no name on another one
+        lines.append(_text(WIDTH - RIGHT + 8, below, said))
+    return lines, top + height + 40
 
 
 def groups(results: Results) -> list[Group]:
@@ -62,6 +97,15 @@ def groups(results: Results) -> list[Group]:
         names = {"disk_s": "this backend, disk", "http_s": "this backend, HTTP", "constant_s": "constant answers"}
         bars = {said: median(studio[name]) for name, said in names.items()}
         found.append(Group(f"Retrieve Predictions of {studio['tasks']:,} tasks in Label Studio: seconds", bars))
+    if "learned" in results:
+        learned = results["learned"]
+        names = {"ours, new": "this backend, new", "ours, known": "this backend, known", "limit": "limit"}
+        bars = {said: learned["single"][name]["p50_ms"] for name, said in names.items()}
+        found.append(Group("One task per request, with a learned model: median, ms", bars))
+        names = {"new_s": "this backend, new", "known_s": "this backend, known", "constant_s": "constant answers"}
+        bars = {said: median(learned["studio"][name]) for name, said in names.items()}
+        title = f"Retrieve Predictions of {learned['studio']['tasks']:,} tasks, with a learned model: seconds"
+        found.append(Group(title, bars))
     if "start" in results:
         starts = results["start"]
         bars = {NAMES[name]: starts[name]["setup_s"] for name in ("ours", "stock", "tutorial")}

@@ -20,23 +20,29 @@ from benchmarks.album import SIZE_PX, drawn, lay_out
 from benchmarks.batch import batch
 from benchmarks.bench import QUICK, Bench, Sizes
 from benchmarks.chart import chart
+from benchmarks.learned import learned
+from benchmarks.learning import learning
 from benchmarks.memory import growth, memory
 from benchmarks.packages import cache_folder
-from benchmarks.report import table_of, text_of
+from benchmarks.report import shown_in, table_of, text_of
 from benchmarks.single import single
 from benchmarks.start import start
 from benchmarks.studio import studio
 from celestial_backend.errors import CelestialError
-from celestial_backend.uploads import pictures_of
+from celestial_backend.studio.setup import pictures_of
 
 PARTS: dict[str, tuple[str, Callable[[Bench], dict[str, Any]]]] = {
     "start": ("From start to the first /setup and the first prediction.", start),
     "single": ("One task per request, from 1, 8 and 32 clients.", single),
     "batch": ("1,000 tasks in one request, pictures on disk and over HTTP.", batch),
     "studio": ("Retrieve Predictions and prelabel on a real Label Studio.", studio),
+    "learned": ("One task and Retrieve Predictions with a model that was learned from labels.", learned),
     "memory": ("Memory of the web process over 10,000 tasks.", memory),
     "growth": ("Seconds and memory from 100 to 100,000 tasks in one request.", growth),
+    "learning": ("How much is learned from few labels of --pictures; only if asked for.", learning),
 }
+UNASKED = [name for name in PARTS if name != "learning"]
+RESULTS, PAGE = Path("benchmarks/results"), Path("docs/performance.md")
 QUIET = 0.5  # a load average of the last minute that changes no figure
 
 
@@ -59,7 +65,7 @@ class _Command(click.Command):
 @click.option("--size", type=(click.IntRange(1), click.IntRange(1)), default=SIZE_PX, metavar="WIDTH HEIGHT",
               show_default=True, help="Pixels of the drawn pictures.")  # fmt: skip
 @click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("benchmarks/results"),
+    "--output", type=click.Path(file_okay=False, path_type=Path), default=RESULTS,
     show_default=True, help="Folder for the JSON and the picture.",
 )  # fmt: skip
 @click.option(
@@ -76,9 +82,10 @@ def main(
     quick: bool,
 ) -> None:
     """
-    Measure this backend beside two others and the limit; all PARTS, or some.
+    Measure this backend beside two others and the limit; all PARTS but the last, or some.
 
-    Prints ratios first and figures second, and writes both as JSON and a picture.
+    Prints ratios first and figures second, and writes both as JSON and a picture. Where docs/performance.md shows
+    these parts, their table there is written anew.
     """
     if table is not None:
         click.echo(table_of(json.loads(table.read_text())))
@@ -87,7 +94,7 @@ def main(
     sizes = QUICK if quick else Sizes()
     folder = Path(tempfile.mkdtemp(prefix="celestial-benchmarks-"))
     try:
-        results = _measure(folder, sizes, pictures, size, parts or tuple(PARTS))
+        results = _measure(folder, sizes, pictures, size, parts or tuple(UNASKED))
     except CelestialError as error:
         click.echo(f"{error}\nThe logs of this run are kept in {folder}.", err=True)
         sys.exit(error.exit_code)
@@ -97,9 +104,11 @@ def main(
     shutil.rmtree(folder)
     results["about"]["quick"] = quick
     output.mkdir(parents=True, exist_ok=True)
-    name = "quick" if quick else "results"
+    name = "quick" if quick else "-".join(parts) or "results"
     (output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (output / f"{name}.svg").write_text(chart(results))
+    if output == RESULTS and PAGE.is_file():
+        PAGE.write_text(shown_in(PAGE.read_text(), name, results))
     click.echo(text_of(results))
     click.echo(f"Written: {output / name}.json and .svg", err=True)
 
@@ -120,7 +129,7 @@ def _measure(
     else:
         found = pictures_of(pictures)
         paths = found[:: max(1, len(found) // sizes.pictures)][: sizes.pictures]  # of every folder some
-    bench = Bench(folder, sizes, lay_out(folder, paths), say)
+    bench = Bench(folder, sizes, lay_out(folder, paths), say, pictures)
     bench.fill_store()
     results: dict[str, Any] = {"about": machine | {"pictures": bench.album.about(), "parts": list(parts)}}
     for part in PARTS:

@@ -26,9 +26,9 @@ from benchmarks.album import lay_out
 from benchmarks.bench import QUICK, REPOSITORY, Bench
 from benchmarks.label_studio import LabelStudio
 from benchmarks.tasks import LABEL_CONFIG
-from celestial_backend.demo_project import draw
-from celestial_backend.linking import ask, create_project
-from celestial_backend.studio import Studio
+from celestial_backend.commands.demo import draw
+from celestial_backend.studio.client import Studio
+from celestial_backend.studio.setup import create_project
 
 RUN_S = 3600.0
 LOOK_S = 0.1
@@ -48,12 +48,12 @@ class Place:
 
     def predictions(self) -> int:
         """How many there are by now."""
-        found = ask(self.studio, "the project", lambda client: client.projects.get(self.project))
+        found = self.studio.ask("the project", lambda client: client.projects.get(self.project))
         return found.total_predictions_number or 0
 
     def held(self) -> Counter[int]:
         """How many predictions each task has."""
-        found: Any = ask(self.studio, "predictions", lambda client: client.predictions.list(project=self.project))
+        found: Any = self.studio.ask("predictions", lambda client: client.predictions.list(project=self.project))
         return Counter(int(each.task) for each in found)
 
 
@@ -123,7 +123,7 @@ def _place(folder: Path, tasks: int) -> Iterator[Place]:
     with LabelStudio(bench) as server:
         project = create_project(server.studio, "Kills", LABEL_CONFIG)
         request: Any = [{"data": {"image": address}} for address in album.addresses(tasks)]
-        ask(server.studio, "tasks", lambda client: client.projects.import_tasks(project, request=request))
+        server.studio.ask("tasks", lambda client: client.projects.import_tasks(project, request=request))
         environ = bench.environ(
             LABEL_STUDIO_URL=server.url, LABEL_STUDIO_API_KEY=server.token, MODEL_DIR=folder / "state",
             CELESTIAL_LABEL_STUDIO_DATA=album.studio_data, LOG_LEVEL="WARNING",

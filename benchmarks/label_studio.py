@@ -19,12 +19,11 @@ import requests
 from benchmarks.bench import Bench, BenchmarkError
 from benchmarks.packages import cache_folder
 from benchmarks.tasks import LABEL_CONFIG
-from celestial_backend.demo_servers import HOST, Server, free_port, label_studio_program, start_label_studio
-from celestial_backend.linking import create_project, register
-from celestial_backend.project import StudioProject
+from celestial_backend.commands.demo import HOST, Server, free_port, label_studio_program, start_label_studio
 from celestial_backend.settings import Settings
-from celestial_backend.studio import Studio
-from celestial_backend.uploads import upload
+from celestial_backend.studio.client import Studio
+from celestial_backend.studio.project import StudioProject
+from celestial_backend.studio.setup import create_project, register, upload
 
 START_S = 300.0
 CALL_S = 1800.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 
 from benchmarks.bench import BenchmarkError
-from celestial_backend.demo_servers import HOST
+from celestial_backend.commands.demo import HOST
 
 HEADERS = {"Content-Type": "application/json", "User-Agent": "heartex/benchmark"}
 

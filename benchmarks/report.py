@@ -51,16 +51,43 @@ class Ratio:
 
 def ratios(results: Results) -> list[Ratio]:
     """The comparisons that the measured parts allow, in the order of the parts."""
-    known = {"single": _single, "batch": _batch, "studio": _studio, "start": _start, "memory": _memory,
-             "growth": _growth}  # fmt: skip
+    known = {"single": _single, "batch": _batch, "studio": _studio, "learned": _learned, "start": _start,
+             "memory": _memory, "growth": _growth}  # fmt: skip
     return [ratio for part, ratios_of in known.items() if part in results for ratio in ratios_of(results[part])]
 
 
 def table_of(results: Results) -> str:
-    """The ratios as a Markdown table."""
+    """The ratios, and what was learned from how many labels, as Markdown tables."""
+    tables = [_table(rows) for rows in (_ratio_rows(results), _learning_rows(results)) if len(rows) > 1]
+    return "\n\n".join(tables)
+
+
+def shown_in(page: str, name: str, results: Results) -> str:
+    """A page with the tables of a run between its marks, ``<!-- name -->`` and ``<!-- end -->``, if it has them."""
+    mark = f"<!-- {name} -->\n"
+    before, found, after = page.partition(mark)
+    return f"{before}{mark}{table_of(results)}\n<!-- end -->{after.partition('<!-- end -->')[2]}" if found else page
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    head, *others = rows
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *others))
+
+
+def _ratio_rows(results: Results) -> list[tuple[str, ...]]:
     rows = [(each.what, each.shown, each.aim, each.met, each.figures) for each in ratios(results)]
-    lines = [("", "ratio", "aim", "met", "figures"), ("---",) * 5, *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return [("", "ratio", "aim", "met", "figures"), *rows]
+
+
+def _learning_rows(results: Results) -> list[tuple[str, ...]]:
+    steps = results.get("learning", {}).get("steps", [])
+    head = ("labels of each class", "this backend", "plain linear head", "raw pixels", "seconds, features known",
+            "seconds, new pictures")  # fmt: skip
+    return [head] + [
+        (str(step["labels"]), *(f"{step[name]:.3f}" for name in ("ours", "plain", "pixels")),
+         *(f"{step[name]:.1f}" for name in ("ours_s", "ours_new_s")))
+        for step in steps
+    ]  # fmt: skip
 
 
 def text_of(results: Results) -> str:
@@ -125,6 +152,21 @@ def _studio(found: Results) -> Iterator[Ratio]:
     mine, least = median(found["http_s"]), instant + median(found["serving_s"])
     yield Ratio(f"*Retrieve Predictions* of {count:,}, pictures over HTTP: time ÷ constant predictions' and serving's",
                 mine / least, f"{mine:.1f} s, {least:.1f} s")  # fmt: skip
+
+
+def _learned(found: Results) -> Iterator[Ratio]:
+    one, least = found["single"], found["single"]["limit"]["p50_ms"]
+    for name, what, most in (("ours, new", "a new picture", 1.5), ("ours, known", "a picture seen before", None)):
+        mine = one[name]["p50_ms"]
+        yield Ratio(f"One task with a learned model, {what}: p50 ÷ the limit's", mine / least,
+                    f"{mine:.1f} ms, {least:.1f} ms", most=most)  # fmt: skip
+    count, instant = found["studio"]["tasks"], median(found["studio"]["constant_s"])
+    for name, what, most in (("new_s", "new pictures", 1.2), ("known_s", "pictures seen before", 1.1)):
+        mine = median(found["studio"][name])
+        yield Ratio(
+            f"*Retrieve Predictions* of {count:,} with a learned model, {what}: time ÷ constant predictions'",
+            mine / instant, f"{mine:.1f} s, {instant:.1f} s", most=most,
+        )  # fmt: skip
 
 
 def _start(found: Results) -> Iterator[Ratio]:

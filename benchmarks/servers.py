@@ -17,7 +17,7 @@ from benchmarks.bench import BIN, REPOSITORY, Bench, BenchmarkError
 from benchmarks.load import Call, ask
 from benchmarks.packages import peer_packages
 from benchmarks.tasks import check, predict_body, setup_body
-from celestial_backend.demo_servers import HOST, Server, free_port
+from celestial_backend.commands.demo import HOST, Server, free_port
 from celestial_backend.settings import Settings
 
 READY_S = 120.0
@@ -175,6 +175,14 @@ def limit(bench: Bench) -> Backend:
     command = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", threads,
                "--bind", f"{HOST}:{backend.port}", "benchmarks.peers.bare_server:app"]  # fmt: skip
     return backend.begin(command, bench.environ(BENCHMARK_PICTURES=bench.album.originals))
+
+
+def bare_head(bench: Bench, store: Path) -> Backend:
+    """The same limit with the newest model of heads in a store; see `peers/bare_head.py`."""
+    backend = Limit(bench, "limit")
+    command = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", Settings().threads,
+               "--bind", f"{HOST}:{backend.port}", "benchmarks.peers.bare_head:app"]  # fmt: skip
+    return backend.begin(command, bench.environ(BENCHMARK_PICTURES=bench.album.originals, BENTOML_HOME=store))
 
 
 def constant(bench: Bench) -> Backend:

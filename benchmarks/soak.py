@@ -25,11 +25,6 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import requests
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from backend_server import BackendServer  # type: ignore[import-not-found]
-from label_studio import LabelStudioServer  # type: ignore[import-not-found]
-from new_bodies import render_new  # type: ignore[import-not-found]
-
 from benchmarks.soak_load import CHOICES, CONFIG, Load
 from benchmarks.soak_record import (
     Record,
@@ -43,9 +38,13 @@ from benchmarks.soak_record import (
     tell,
     training,
 )
-from celestial_backend.ledger import Ledger
-from celestial_backend.renderer import BODIES, render
+from celestial_backend.jobs.ledger import Ledger
+from celestial_backend.planets.renderer import BODIES, render
+from tests.support.backend_server import BackendServer
+from tests.support.label_studio import LabelStudioServer
+from tests.support.new_bodies import render_new
 
+KINDS = {"celestial_backend.worker.training": "trainer", "celestial_backend.worker": "worker"}  # by the module
 LABELLED = 12  # pictures of each of the classes that are learned from
 
 
@@ -57,7 +56,7 @@ def look(server: psutil.Process) -> Iterator[tuple[str, Sample]]:
             words = " ".join(process.cmdline())
             if words.startswith("sh -c"):
                 continue
-            kind = next((known for known in ("trainer", "worker") if f"celestial_backend.{known}" in words), None)
+            kind = next((kind for module, kind in KINDS.items() if module in words), None)
             kinds[process.pid] = kind or kinds.get(process.ppid(), "web")
             memory = process.memory_full_info()
             yield f"{kinds[process.pid]} {process.pid}", {

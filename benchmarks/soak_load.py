@@ -12,8 +12,8 @@ from typing import Any
 import requests
 
 from benchmarks.soak_record import Record
-from celestial_backend.linking import config_for
-from celestial_backend.renderer import BODIES
+from celestial_backend.planets.renderer import BODIES
+from celestial_backend.studio.setup import config_for
 
 CHOICES = [*BODIES, "Comet"]
 CONFIG = config_for(CHOICES)

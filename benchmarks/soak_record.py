@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.load import percentile
 from benchmarks.memory import slope
-from celestial_backend.ledger import FAILED, MERGED, PUBLISHED, Job
+from celestial_backend.jobs.ledger import FAILED, MERGED, PUBLISHED, Job
 
 # By factor and by amount. Not PSS, which jumps when a training ends that shared TensorFlow's pages.
 GROWTH = {"rss_mb": (1.05, 8.0), "threads": (1.0, 2.0), "files": (1.0, 3.0)}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.bench import BenchmarkError
-from celestial_backend.linking import config_for
-from celestial_backend.renderer import BODIES
+from celestial_backend.planets.renderer import BODIES
+from celestial_backend.studio.setup import config_for
 
 PROJECT = "1.1795374408"
 LABEL_CONFIG = config_for(BODIES)

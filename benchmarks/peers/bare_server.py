@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import ANSWER, HEADERS
 from benchmarks.peers.bare import Bare
 
 PICTURES = Path(os.environ["BENCHMARK_PICTURES"])
-ANSWER = b'{"results": [{"result": [{"value": {"choices": ["Mars"]}}], "score": 0.5, "model_version": "bare"}]}'
-HEADERS = [("Content-Type", "application/json"), ("Content-Length", str(len(ANSWER)))]
 bare = Bare()
 
 
