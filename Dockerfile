@@ -14,7 +14,7 @@ RUN useradd --uid 1001 --home-dir /data --create-home celestial
 WORKDIR /app
 COPY requirements-freeze.txt ./
 RUN pip install --no-deps -r requirements-freeze.txt
-COPY --chmod=755 _wsgi.py ./
+COPY --chmod=755 _wsgi.py LICENSE requirements.txt ./
 COPY --chmod=755 celestial_backend celestial_backend/
 
 USER celestial

@@ -2,7 +2,7 @@
 
 import sys
 
-from celestial_backend.server import serve, wsgi_app
+from celestial_backend.web.server import serve, wsgi_app
 
 if __name__ == "__main__":
     sys.exit(serve())

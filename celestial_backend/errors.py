@@ -30,14 +30,37 @@ server that the operator did not choose to name.
 """
 
 
+from __future__ import annotations
+
+import re
+
 STATE_REMEDY = "Check that this user can write to the folder that MODEL_DIR names, and that its disk has space."
 
 
+PASSWORD = "password"  # noqa: S105 - the code of a refusal for want of the right one
+
+
+def code_of(name: str) -> str:
+    """The code of an error class by its name: LabelConfigError is ``label_config``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Error")).lower()
+
+
 class CelestialError(Exception):
-    """Base of all errors of this package; `str()` of it is the sentence to show."""
+    """
+    Base of all errors of this package; `str()` of it is the sentence to show.
+
+    Attributes:
+        exit_code: What a command ends with.
+        status: Of the HTTP answer.
+        code: The cause for programs, which do not read sentences; by the name of the class.
+    """
 
     exit_code = 1
     status = 500
+    code = "celestial"
+
+    def __init_subclass__(cls) -> None:
+        cls.code = code_of(cls.__name__)
 
 
 class SettingsError(CelestialError):
@@ -77,7 +100,7 @@ class BusyError(CelestialError):
 
 
 class LabelConfigError(CelestialError):
-    """A label config that cannot be read, or that shares no class with the model."""
+    """A label config that cannot be read, or that has controls and none that can be served."""
 
     status = 422
 
@@ -98,6 +121,15 @@ class FetchError(ImageError):
 
 class TooLargeError(ImageError):
     """The picture has more bytes or pixels than the settings allow."""
+
+
+def file_too_large(max_mb: float, mb: float | None = None) -> TooLargeError:
+    """The error about a picture file of so many megabytes, where it may have `max_mb`; None where more still come."""
+    seen = "more" if mb is None else f"{mb:.1f}"
+    return TooLargeError(
+        f"a picture file may have {max_mb:g} MB, and this one has {seen}."
+        " Raise CELESTIAL_IMAGE_MAX_MB or shrink the picture."
+    )
 
 
 class DecodeError(ImageError):
@@ -131,7 +163,7 @@ class ProjectGoneError(StudioError):
 
 
 class StateError(CelestialError):
-    """The state folder cannot be read or written; nothing was accepted."""
+    """The state folder cannot be read or written; what was to be written was not accepted."""
 
     exit_code = 6
     status = 503

@@ -53,7 +53,7 @@ class Metrics:
         self._counters.failed.inc(failed)
 
     def failure(self, of: str, cause: str, count: int = 1) -> None:
-        """Count why a ``request`` or a ``task`` failed: the error's class, never what it says."""
+        """Count why a ``request``, a ``task`` or one ``picture`` of it failed: the error's class, not its words."""
         self._counters.failures.labels(of, cause).inc(count)
 
     @contextmanager

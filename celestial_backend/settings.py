@@ -1,8 +1,9 @@
 """
-Every setting, declared once and read once.
+Every setting, declared once and read once; and what numbers of projects and tags of models look like.
 
-`Settings.from_environ` is the only reader of the environment. Each field carries
-the variable's name, how its text is read, and the sentence that the README shows.
+`Settings.from_environ` is the only reader of the environment. Each field carries the variable's name, how its
+text is read, and the sentence that the page of settings shows. A tag says for which project and by which job a
+model was made.
 """
 
 from __future__ import annotations
@@ -17,9 +18,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from celestial_backend.errors import SettingsError
+from celestial_backend.state import StateFolder
 
 MODEL_NAME = "celestial_bodies_classifier_model"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+ON, OFF = ("on", "true", "1", "yes"), ("off", "false", "0", "no")
+NEVER = 0  # of CELESTIAL_TRAIN_EVERY: `off`
+PROJECT_MAX = 2**63 - 1  # what a database holds
+NEEDS_LABELS = f"{MODEL_NAME}:needs-labels"  # the version as long as nothing can be predicted; no model has it
+NUMBER = re.compile(r"[1-9][0-9]{0,18}")
+PROJECT_VERSION = re.compile(r"project-(?P<project>[0-9]+)-[0-9a-z]+")
 
 
 def _text(text: str) -> str:
@@ -43,6 +51,20 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError("must be a whole number of 1 or more")
     return int(text)
+
+
+def _count_or_off(text: str) -> int:
+    if text.lower() == "off":
+        return NEVER
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("must be a whole number of 1 or more, or off")
+    return int(text)
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ON + OFF:
+        raise ValueError(f"must be one of {', '.join(ON + OFF)}")
+    return text.lower() in ON
 
 
 def _port(text: str) -> int:
@@ -74,6 +96,12 @@ def _share(text: str) -> float:
 def _redis(text: str) -> str:
     if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must be an address that starts with redis://, rediss:// or unix://")
+    return text
+
+
+def _embedder(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*(:[a-z0-9][a-z0-9._-]*)?", text, re.ASCII):
+        raise ValueError("must be lite0, a BentoML tag (name:version), or the name of a network of keras.applications")
     return text
 
 
@@ -145,13 +173,16 @@ class Settings:
         "CELESTIAL_HOSTS",
         _names,
         (),
-        "Public names that this backend has, separated by commas; without a password it is asked by no others.",
+        "Public names of this backend, separated by commas; without a password it answers under no others.",
     )
     log_level: str = setting("LOG_LEVEL", _log_level, "INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
     port: int = setting("PORT", _port, 9090, "Port that the web server listens on.")
     workers: int = setting("WORKERS", _count, 1, "Web server processes; each holds its own model.")
     threads: int = setting(
-        "THREADS", _count, 8, "Predictions that one web server process works at side by side; more wait in line."
+        "THREADS",
+        _count,
+        8,
+        "Requests with several tasks that one web server process works at side by side; more wait in line.",
     )
     model: str = setting("CELESTIAL_MODEL", _text, f"{MODEL_NAME}:latest", "The BentoML tag to serve.")
     bentomodel: Path | None = setting(
@@ -207,31 +238,61 @@ class Settings:
         "Megabytes that a request to /predict may have, and a tenth of it one to /setup or /webhook; no more are let in"
         " while those that are here have as many.",
     )
-    batch_size: int = setting(
-        "CELESTIAL_BATCH_SIZE",
-        _count,
-        64,
-        "Tasks in one forward pass; requests with more get half of the `THREADS` at most.",
-    )
+    batch_size: int = setting("CELESTIAL_BATCH_SIZE", _count, 64, "Tasks in one forward pass.")
     redis_url: str | None = setting(
         "REDIS_URL", _redis, None, "A Redis that holds the queue, in place of a file in the state folder.", repr=False
     )
     train_every: int | None = setting(
-        "CELESTIAL_TRAIN_EVERY", _count, None, "New or changed labels of a project after which it trains by itself."
+        "CELESTIAL_TRAIN_EVERY",
+        _count_or_off,
+        None,
+        "New or changed labels of a project after which a training starts, or `off` for *Start Training* alone;"
+        " without it, as soon as there are enough labels, and whenever they have grown by a fifth.",
     )
     train_max_s: float = setting("CELESTIAL_TRAIN_MAX_S", _positive, 1800.0, "Seconds that one training may take.")
     accepted_weight: float = setting(
         "CELESTIAL_ACCEPTED_WEIGHT",
         _share,
         1.0,
-        "What a label counts in training that was submitted as it was pre-labelled, from 0 to 1.",
+        "How much a label counts that was submitted as it was pre-labelled, from 0 to 1.",
+    )
+    embedder: str = setting(
+        "CELESTIAL_EMBEDDER",
+        _embedder,
+        "lite0",
+        "What turns pictures into features: `lite0`, the tag of a Keras network, or a name given to `features add`.",
+    )
+    cache_dir: Path | None = setting(
+        "CELESTIAL_CACHE_DIR",
+        _path,
+        None,
+        "Folder on a disk of this machine for remembered features; without it, `cache` in the state folder.",
+    )
+    cache_max_mb: float = setting(
+        "CELESTIAL_CACHE_MAX_MB", _positive, 1000.0, "Megabytes that remembered features may take; 2.6 KB a picture."
     )
     keep_models: int = setting(
         "CELESTIAL_KEEP_MODELS",
         _count,
         5,
-        "Newest trained models that are kept for a project; the live one and its parents are kept in any case.",
+        "How many of a project's newest trained models are kept; the live one and its parents are always kept.",
     )
+    keep_predictions: bool = setting(
+        "CELESTIAL_KEEP_PREDICTIONS",
+        _switch,
+        False,
+        "Whether predictions of older models stay in Label Studio after a training: `on` or `off`.",
+    )
+
+    @property
+    def state(self) -> StateFolder:
+        """What lies where in `model_dir`."""
+        return StateFolder(self.model_dir)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what can be computed again is kept."""
+        return self.cache_dir or self.state.features
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -255,7 +316,7 @@ class Settings:
                 problems.append(f"{variable} {error}, got {seen}")
         known = {declared.metadata["variable"] for declared in fields(cls)}
         problems += [
-            f"{name} is not a setting of this backend; the README lists them all"
+            f"{name} is not a setting of this backend; docs/settings.md lists them all"
             for name in sorted(environ)
             if name.startswith("CELESTIAL_") and name not in known
         ]
@@ -264,3 +325,36 @@ class Settings:
         if problems:
             raise SettingsError(". ".join(problems) + ".")
         return cls(**values)
+
+
+def is_project(text: object) -> bool:
+    """Whether it is the number of a project of Label Studio: ASCII digits, the first one no 0, below 2^63."""
+    return isinstance(text, str) and NUMBER.fullmatch(text) is not None and int(text) <= PROJECT_MAX
+
+
+def no_project(text: str) -> str:
+    """The sentence for a text that is no number of a project."""
+    return (
+        f"The number of a Label Studio project must be a whole number from 1 to {PROJECT_MAX}, got {text[:40]!r}."
+        " It stands in the address of the project's page."
+    )
+
+
+def is_tag(text: str) -> bool:
+    """Whether a text, such as a title, is the tag of a model of ours."""
+    return text.startswith(f"{MODEL_NAME}:")
+
+
+def project_of(tag: str) -> str | None:
+    """
+    The project that a tag's model was trained for, None for a model of all projects.
+
+    Releases before `is_project` trained for texts such as "0007"; those models stay out of what all projects get.
+    """
+    found = PROJECT_VERSION.fullmatch(tag.partition(":")[2])
+    return found["project"] if found else None
+
+
+def project_tag(project: str, job_id: str) -> str:
+    """The tag of the model that a job trains for a project."""
+    return f"{MODEL_NAME}:project-{project}-{job_id}"

@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from backend_server import Backends
-    from label_studio import LabelStudioServer
-    from redis_server import RedisServer
+    from tests.support.backend_server import Backends
+    from tests.support.browser import Annotator
+    from tests.support.label_studio import LabelStudioServer
+    from tests.support.redis_server import RedisServer
 
 OURS = ("CELESTIAL_", "LABEL_STUDIO_", "HEARTEX_", "BENTOML_", "BASIC_AUTH_", "LOCAL_FILES_")
 OURS_BY_NAME = {"MODEL_DIR", "REDIS_URL", "LOG_LEVEL", "PORT", "WORKERS", "THREADS"}
 PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
-LONGEST = ("test_learning.py", "test_learner.py", "test_end_to_end.py", "test_distribute.py", "test_worker.py")
+LONGEST = (
+    "test_labels_to_model.py", "test_end_to_end.py", "test_distributed_prelabel.py", "test_worker.py",
+    "test_connect.py", "test_browser.py", "test_browser_labels.py", "test_demo.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -109,7 +113,7 @@ def _no_name_service(getaddrinfo: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
     """The one real Label Studio of this process of the session."""
-    from label_studio import LabelStudioServer
+    from tests.support.label_studio import LabelStudioServer
 
     server = LabelStudioServer(tmp_path_factory.mktemp("label-studio"))
     yield server
@@ -120,8 +124,8 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
 def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an exported model made the guide's way, pictures, and the answers it gave for them."""
     folder = tmp_path_factory.mktemp("guide")
-    script = Path(__file__).with_name("guide_model.py")
-    environ = os.environ | {"BENTOML_HOME": str(folder / "bentoml"), "PYTHONPATH": str(script.parents[1])}
+    script = Path(__file__).parent / "support" / "guide_model.py"
+    environ = os.environ | {"BENTOML_HOME": str(folder / "bentoml"), "PYTHONPATH": str(script.parents[2])}
     (folder / "bentoml").mkdir()
     done = subprocess.run([sys.executable, script, folder], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -131,7 +135,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def backends(tmp_path: Path) -> Iterator[Backends]:
     """Start backends for one test: `backends(NAME=value, …)` gives a running one with these settings."""
-    from backend_server import Backends
+    from tests.support.backend_server import Backends
 
     starter = Backends(tmp_path)
     yield starter
@@ -141,7 +145,7 @@ def backends(tmp_path: Path) -> Iterator[Backends]:
 @pytest.fixture(scope="session")
 def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model store with the default model in it."""
-    from backend_server import REPOSITORY, plain_environ
+    from tests.support.backend_server import REPOSITORY, plain_environ
 
     folder = tmp_path_factory.mktemp("store")
     folders = {"MODEL_DIR": str(folder / "state"), "BENTOML_HOME": str(folder / "bentoml")}
@@ -154,7 +158,7 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """A real and empty redis-server of one test."""
-    from redis_server import HOW_TO_GET_ONE, RedisServer, find_redis_server
+    from tests.support.redis_server import HOW_TO_GET_ONE, RedisServer, find_redis_server
 
     program = find_redis_server()
     if program is None:
@@ -168,7 +172,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder that is a disk of its own, of 256 KB; where nobody may mount one there is no test."""
-    import disks
+    from tests.support import disks
 
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -187,3 +191,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
             if hasattr(used, "log_tail"):
                 report.sections.append((f"log of {name}", used.log_tail()))
     return report
+
+
+@pytest.fixture
+def person(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Annotator]:
+    """Somebody signed in to Label Studio; TEST_SCREENSHOTS names a folder that keeps what they saw."""
+    from tests.support.browser import HOW_TO_GET_ONE, annotator, find_chromium
+
+    program = find_chromium()
+    if program is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HOW_TO_GET_ONE)
+    with annotator(program, label_studio, Path(os.environ.get("TEST_SCREENSHOTS") or tmp_path)) as someone:
+        yield someone

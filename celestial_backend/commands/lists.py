@@ -1,0 +1,191 @@
+"""The commands `models` and `jobs`: what there is and what happens, for people and for scripts."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from celestial_backend.errors import CelestialError
+from celestial_backend.jobs.ledger import WAITING, Job, Known, Ledger
+from celestial_backend.jobs.trainings import HOW_TO_START, worker_lives
+from celestial_backend.labels import some
+from celestial_backend.models import standalone
+from celestial_backend.models.registry import Described
+from celestial_backend.models.store import ModelStore
+from celestial_backend.services import build
+from celestial_backend.settings import MODEL_NAME, Settings
+from celestial_backend.studio.project import StudioProject
+
+SHARED = "all others"
+NOT_BEGUN = "not begun"  # in the place of a job's state
+
+
+def table(heads: list[str], rows: list[list[str]]) -> None:
+    """Print a table on a terminal; lines with tabs in a pipe, so that every cell is whole."""
+    console = Console()
+    if not console.is_terminal:
+        for row in [heads, *rows]:
+            click.echo("\t".join(" ".join(cell.split()) for cell in row))
+        return
+    shown = Table()
+    for head in heads:  # the sentence at the end makes room, because a tag that is cut short can be copied nowhere
+        shown.add_column(head, overflow="fold", no_wrap=head != heads[-1])
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--project", type=click.IntRange(min=1), help="Only the models of this project.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@click.pass_context
+def models(context: click.Context, project: int | None, *, as_json: bool) -> None:
+    """List the models of the store: parent, scores, and for which projects they are live."""
+    if context.invoked_subcommand is not None:
+        return
+    store = ModelStore(context.obj)
+    shared, live = store.live_tag(), store.pointers.projects()
+    rows: list[dict[str, Any]] = [
+        {
+            "tag": model.tag,
+            "project": model.project,
+            "live": [*([SHARED] if model.tag == shared else []), *(p for p, tag in live.items() if tag == model.tag)],
+            "created": model.created,
+            "parent": model.parent,
+            "choices": _choices(model),
+            "decision": model.manifest.decision,
+            "reason": model.manifest.reason,
+            "scores": model.metadata.get("scores"),  # as they stand there: older models have others
+        }
+        for model in store.registry.models()
+        if project is None or model.project in (None, str(project))
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    table(
+        ["model", "live for", "made", "taught from", "says", "how it did"],
+        [
+            [
+                row["tag"].partition(":")[2],
+                ", ".join(who if who == SHARED else f"project {who}" for who in row["live"]),
+                row["created"][:16].replace("T", " "),
+                (row["parent"] or "").partition(":")[2],
+                "; ".join(some(names) for names in row["choices"].values()),
+                row["reason"] or "",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _choices(model: Described) -> dict[str, list[str]]:
+    """What a model says, by control; under "" what it says of any."""
+    told = model.manifest
+    if told.choices is not None:
+        return told.choices
+    return {} if told.classes is None else {"": told.classes}
+
+
+@models.command("use")
+@click.argument("tag")
+@click.option(
+    "--project", type=click.IntRange(min=1), required=True, help="Label Studio's number of the project."
+)  # fmt: skip
+@click.pass_obj
+def use(settings: Settings, tag: str, project: int) -> None:
+    """Make the model TAG the live one of a project, at once, as for a way back to an older one."""
+    services = build(settings)
+    tag = tag if ":" in tag else f"{MODEL_NAME}:{tag}"
+    services.store.publish(str(project), tag)
+    click.echo(f"Project {project} is served {tag} from now on.")
+    try:
+        said = StudioProject(services.studio, str(project), patience_s=3).show_version(tag)
+    except CelestialError as error:
+        said = [f"Label Studio was not told: {error}"]
+    for sentence in said:
+        click.echo(sentence, err=True)
+
+
+@models.command("export")
+@click.argument("tag")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--control", help="Whose answers, where the model has learned several controls: its name.")
+@click.pass_obj
+def export(settings: Settings, tag: str, file: Path, control: str | None) -> None:
+    """Write the model TAG to FILE.bentomodel, which BentoML and Keras use anywhere, without this package."""
+    tag = tag if ":" in tag else f"{MODEL_NAME}:{tag}"
+    click.echo(f"{file} holds {standalone.export(settings, tag, file, control)}.")
+
+
+@click.command()
+@click.option("--project", type=click.IntRange(min=1), help="Only the trainings of this project.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, the newest first.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@click.pass_obj
+def jobs(settings: Settings, project: int | None, limit: int, *, as_json: bool) -> None:
+    """
+    List the trainings that wait, run and have ended, and why.
+
+    Below them stand the projects where none begins by itself, and what is missing there. Where trainings wait and no
+    worker runs, it says so on stderr, and they are "stalled" in JSON.
+    """
+    ledger, number = Ledger(settings.model_dir), None if project is None else str(project)
+    found, hindered = ledger.jobs(number, limit=limit), ledger.hindered(number, limit)
+    waiting = {job.id for job in found if job.state == WAITING}
+    stalled = waiting if waiting and not worker_lives(settings.model_dir) else set()
+    if stalled:
+        click.echo(f"No worker runs on this MODEL_DIR, so what waits is not begun. {HOW_TO_START}", err=True)
+    if as_json:
+        rows = [shown_job(job) | {"stalled": job.id in stalled} for job in found]
+        click.echo(json.dumps([*rows, *map(_shown_hindrance, hindered)]))
+        return
+    if not found and not hindered:
+        click.echo("No trainings yet.", err=True)
+    table(
+        ["job", "project", "state", "asked for", "seconds", "where it is, or why it ended so"],
+        [
+            *(
+                [job.id, job.project, job.state, _moment(job.requested_at), _seconds(job), job.reason or _where(job)]
+                for job in found
+            ),
+            *(["", known.project, NOT_BEGUN, "", "", known.hindrance] for known in hindered),
+        ],
+    )
+
+
+def shown_job(job: Job) -> dict[str, Any]:
+    """A job as JSON shows it."""
+    return asdict(job) | {"tag": job.manifest.tag}
+
+
+def _shown_hindrance(known: Known) -> dict[str, Any]:
+    """A project that does not train by itself, in the place of a job: with its reason, and without a moment."""
+    none = Job("", known.project, NOT_BEGUN, requests=0, attempts=0, requested_at=0.0, reason=known.hindrance)
+    return shown_job(none) | {"requested_at": None, "stalled": False}
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _seconds(job: Job) -> str:
+    if job.started_at is None:
+        return ""
+    return f"{max(0.0, (job.ended_at or time.time()) - job.started_at):.0f}"  # the clock may have been moved back
+
+
+def _where(job: Job) -> str:
+    at = job.progress
+    words = [str(at.get("stage", ""))]
+    if "pictures" in at:
+        words.append(f"{at['pictures']} of {at['of']}" if at["of"] else f"{at['pictures']}")
+    return " ".join(filter(None, words))

@@ -1,0 +1,139 @@
+"""Processes that belong together: who ends with whom, who holds what, and what one died of."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import celestial_backend
+from celestial_backend.errors import STATE_REMEDY, StateError
+
+logger = logging.getLogger(__name__)
+
+PLACE = str(Path(celestial_backend.__file__).parents[1])  # where `python -m celestial_backend` is found
+LOOK_S = 0.5
+SECRETS = {"BASIC_AUTH_USER", "BASIC_AUTH_PASS", "REDIS_URL"}  # needed to answer requests, and to read the queue
+_SHOWN: list[IO[bytes]] = []  # open as long as the process lives
+
+
+def end_with_parent(parent: int) -> None:
+    """
+    End this process, half a second later at most, when the one that started it has ended, however it did.
+
+    Args:
+        parent: The process id of the one that started it, which may have ended already.
+    """
+    threading.Thread(target=_wait_for, args=(parent,), name="parent", daemon=True).start()
+
+
+def child_environ() -> dict[str, str]:
+    """The environment for a process that opens strangers' pictures: this one's, without passwords of no use to it."""
+    return {name: value for name, value in os.environ.items() if name not in SECRETS}
+
+
+@contextmanager
+def lock(path: Path, patience_s: float = 0.0) -> Iterator[IO[bytes] | None]:
+    """
+    A locked file, which the kernel frees when all its holders have ended; None where another process holds it.
+
+    Args:
+        path: The file; made if need be. Who holds it may remove it.
+        patience_s: How long to wait for another process to end.
+
+    Raises:
+        StateError: The file cannot be made.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("wb")
+        except OSError as error:
+            raise StateError(f"The state folder cannot be written ({error.strerror}). {STATE_REMEDY}") from error
+        with file:
+            taken = _taken(file, deadline)
+            if not taken or _is_there(file, path):
+                yield file if taken else None
+                return
+
+
+def show_life(path: Path) -> None:
+    """
+    Hold the lock of a file for the life of this process, so that `is_shown` and `lock` tell whether one lives.
+
+    One process holds it, and the others wait for it in a thread of their own.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")  # on NFS a lock that is shared wants a file that can be read
+        _SHOWN.append(file)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        threading.Thread(target=_wait_to_show, args=(file,), name="life", daemon=True).start()
+    except OSError as error:
+        logger.warning("No one can see that this worker lives (%s).", error.strerror)
+
+
+def is_shown(path: Path) -> bool:
+    """
+    Whether a process lives that shows it; writes nothing, and any number may ask at once.
+
+    Raises:
+        StateError: The file is there and cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise StateError(f"The state folder cannot be read ({error.strerror}). {STATE_REMEDY}") from error
+    return False
+
+
+def death(code: int) -> str:
+    """What a process that ended without a word is said to have died of."""
+    if code >= 0:
+        return f"Its process ended with code {code} and said nothing."
+    hint = ", as a machine that is out of memory does" if code == -9 else ""
+    return f"Its process was ended by signal {-code}{hint}."
+
+
+def _wait_to_show(file: IO[bytes]) -> None:
+    with suppress(OSError):  # of a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _taken(file: IO[bytes], deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOOK_S / 5)
+        else:
+            return True
+
+
+def _is_there(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file still has its name: whoever held the lock before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _wait_for(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os._exit(1)

@@ -1,0 +1,37 @@
+"""The one place that builds the objects of a process from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celestial_backend.jobs.trainings import Jobs
+from celestial_backend.metrics import Metrics
+from celestial_backend.models.store import ModelStore
+from celestial_backend.pictures.reader import ImageReader
+from celestial_backend.predictor import Predictor
+from celestial_backend.settings import Settings
+from celestial_backend.studio.client import Studio
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything a process works with; lives as long as the process, safe between threads."""
+
+    settings: Settings
+    store: ModelStore
+    studio: Studio
+    images: ImageReader
+    predictor: Predictor
+    jobs: Jobs
+    metrics: Metrics
+
+
+def build(settings: Settings, *, look_only: bool = False) -> Services:
+    """Build the services; opens, loads and connects nothing yet, so a fork may follow. As for `ModelStore`."""
+    store = ModelStore(settings, look_only=look_only)
+    studio = Studio(settings)
+    metrics = Metrics()
+    images = ImageReader(settings, studio, metrics)
+    jobs = Jobs(settings, store, studio)
+    predictor = Predictor(settings, store, images, metrics, missing=jobs.missing)
+    return Services(settings, store, studio, images, predictor, jobs, metrics)

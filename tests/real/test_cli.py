@@ -1,0 +1,190 @@
+"""The command line as people use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from celestial_backend.commands.cli import main
+from celestial_backend.jobs.ledger import FAILED, KEPT, MERGED, PUBLISHED, Ledger
+from celestial_backend.jobs.trainings import Jobs
+from celestial_backend.models.store import ModelStore
+from celestial_backend.planets.renderer import render
+from celestial_backend.settings import Settings
+from tests.support.backend_server import REPOSITORY
+from tests.support.label_studio import RESERVED_NETWORKS, networks_without
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "celestial_backend", *map(str, arguments)],
+        cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_train_registers_a_model_that_is_served(tmp_path: Path) -> None:
+    """
+    `train FOLDER` ends with a tag of the store that is from then on the latest, and with an honest figure.
+
+    Neither TensorFlow nor BentoML is needed for it.
+    """
+    folder = tmp_path / "pictures"
+    for body in ("Saturn", "Earth"):
+        (folder / body).mkdir(parents=True)
+        for seed in range(8):
+            render(body, seed).save(folder / body / f"{seed}.png")
+    done = run("train", folder)
+    assert done.returncode == 0, done.stderr
+    tag, said = done.stdout.splitlines()
+    store = ModelStore(Settings.from_environ())
+    assert store.live_tag() == tag
+    assert store.classes(tag, 0) == ("Earth", "Saturn")
+    assert re.match(r"1[3-6] of 16 pictures \([0-9.]+%\) are right, each by a head that had not learned it\. ", said)
+    code = f"""
+import sys
+from celestial_backend.commands.cli import main
+main(["train", {str(folder)!r}, "--json"], standalone_mode=False)
+print(sorted({{"tensorflow", "keras", "bentoml"}} & set(sys.modules)))
+"""
+    again = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    told, heavy = again.stdout.splitlines()
+    assert heavy == "[]"
+    assert store.live_tag() == json.loads(told)["tag"] != tag
+    assert json.loads(told)["scores"]["labels"] == 16
+
+
+def test_train_refuses_a_folder_without_classes(tmp_path: Path) -> None:
+    """A sentence on stderr with the counts, exit code 5, nothing on stdout."""
+    done = run("train", tmp_path)
+    assert done.returncode == 5
+    assert done.stderr.startswith("Error: Training needs at least 2 classes")
+    assert done.stdout == ""
+
+
+def test_a_bad_setting_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2, no traceback."""
+    monkeypatch.setenv("CELESTIAL_TYPO", "1")
+    done = run("train", ".")
+    assert done.returncode == 2
+    assert "CELESTIAL_TYPO is not a setting of this backend" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_the_commands() -> None:
+    """`--help` works without any setting, for the whole and for each command."""
+    assert "train" in run("--help").stdout
+    assert "FOLDER" in run("train", "--help").stdout
+
+
+def test_jobs_says_that_there_are_none() -> None:
+    """On stderr, so that a script reads no sentence for a job."""
+    done = run("jobs")
+    assert (len(done.stdout.splitlines()), done.stderr.strip()) == (1, "No trainings yet.")
+
+
+def test_jobs_tells_where_each_training_is() -> None:
+    """The stage, and within it pictures, one line for each job."""
+    ledger = Ledger(Path(os.environ["MODEL_DIR"]))
+    where = {"3": {"stage": "reading pictures", "pictures": 50, "of": None},
+             "4": {"stage": "reading pictures", "pictures": 60, "of": 60},
+             "5": {"stage": "learning"}}  # fmt: skip
+    for project, progress in where.items():
+        job = ledger.request(project)
+        ledger.start(project)
+        ledger.progress(job.id, **progress)
+    lines = [line.split("\t") for line in run("jobs").stdout.splitlines()]
+    assert [(line[1], line[2], line[5]) for line in lines[1:]] == [
+        ("5", "running", "learning"),
+        ("4", "running", "reading pictures 60 of 60"),
+        ("3", "running", "reading pictures 50"),
+    ]
+
+
+@pytest.mark.parametrize(("state", "code"), [(PUBLISHED, 0), (KEPT, 0), (FAILED, 5)])
+def test_train_follows_the_training_that_it_was_merged_into(
+    monkeypatch: pytest.MonkeyPatch, state: str, code: int
+) -> None:
+    """To its end, which is what is said and what the command exits by."""
+    ledger = Ledger(Path(os.environ["MODEL_DIR"]))
+    rounds = iter(range(9))
+
+    def run(_: Jobs, project: str) -> bool:
+        begun = ledger.start(project)
+        if begun and next(rounds) == 0:  # its worker dies when somebody has asked again
+            ledger.request(project)
+            ledger.give_back(begun.id)
+        elif begun:
+            ledger.end(begun.id, state, "As it was.")
+        return True
+
+    monkeypatch.setattr(Jobs, "run", run)
+    done = CliRunner().invoke(main, ["train", "--project", "3"])
+    assert (done.exit_code, done.stdout) == (code, f"{state}: As it was.\n")
+    assert [job.state for job in ledger.jobs()] == [state, MERGED]
+
+
+def test_train_wants_a_folder_or_a_project() -> None:
+    """Options that do not go together are refused before anything is done."""
+    both = ("folder", "--project", "3")
+    for arguments in ((), both, ("--project", "3", "--epochs", "2")):
+        done = run("train", *arguments)
+        assert done.returncode == 2
+        assert "Error: " in done.stderr
+
+
+@pytest.mark.parametrize("command", ["models use m:1", "models", "jobs", "prelabel", "doctor", "train"])
+def test_a_project_has_a_number_from_one_on(command: str) -> None:
+    """Any other is refused before anything is done."""
+    done = CliRunner().invoke(main, [*command.split(), "--project", "-1"])
+    assert done.exit_code == 2
+    assert "Invalid value for '--project': -1 is not in the range x>=1" in done.stderr
+
+
+def refused_after(*addresses: str) -> list[str]:
+    """The networks that Label Studio refuses when it is started with what the command prints."""
+    done = CliRunner().invoke(main, ["private-addresses", *addresses])
+    assert done.exit_code == 0, done.output
+    first, second = done.stdout.splitlines()
+    assert first == "USE_DEFAULT_BANNED_SUBNETS=false"
+    return second.removeprefix("USER_ADDITIONAL_BANNED_SUBNETS=").split(",")
+
+
+def test_one_private_address_is_let_in() -> None:
+    """What is printed is what the tests' own Label Studio is started with."""
+    assert ",".join(refused_after("127.0.0.1")) == networks_without("127.0.0.1")
+
+
+def test_several_private_addresses_are_let_in_and_no_other() -> None:
+    """Of both kinds, single ones and networks, twice or one inside another; all else stays refused."""
+    named = ["127.0.0.1", "::1", "172.30.55.0/28", "172.30.55.2", "127.0.0.1"]
+    refused = [ip_network(each) for each in refused_after(*named)]
+    for hole in map(ip_network, named):
+        assert not any(network.overlaps(hole) for network in refused if network.version == hole.version)
+    before = sum(ip_network(each).num_addresses for each in RESERVED_NETWORKS)
+    assert sum(network.num_addresses for network in refused) == before - 1 - 1 - 16
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        pytest.param("localhost", "without http:// and port", id="name"),
+        pytest.param("http://127.0.0.1:9090", "without http:// and port", id="url"),
+        pytest.param("10.0.0.5/24", "must begin with its first address", id="not the first of a network"),
+        pytest.param("fe80::1%eth0", "got 'fe80::1%eth0'", id="zone"),
+        pytest.param("8.8.8.8", "A public address needs no variables", id="public"),
+        pytest.param("0.0.0.0/0", "give the parts one by one", id="everything"),
+    ],
+)
+def test_an_address_that_cannot_be_let_in_is_a_sentence(address: str, said: str) -> None:
+    """Nothing is printed that would change what Label Studio refuses."""
+    done = CliRunner().invoke(main, ["private-addresses", "127.0.0.1", address])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert said in done.stderr

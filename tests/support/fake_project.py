@@ -1,0 +1,142 @@
+"""A Label Studio project that is made up, and a backend's jobs beside it: what trainings are asked for with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from celestial_backend.jobs import trainings
+from celestial_backend.jobs.ledger import Ledger
+from celestial_backend.jobs.trainings import Jobs
+from celestial_backend.labels import Vocabulary
+from celestial_backend.models.store import ModelStore
+from celestial_backend.services import build
+from celestial_backend.settings import MODEL_NAME, Settings
+from celestial_backend.studio.project import Labels
+from tests.support.backend_server import BODIES, label_config
+
+DEFAULT = f"{MODEL_NAME}:default-0"
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """With a Label Studio that could be asked, and is given up at once: nobody is there, however long one waits."""
+    monkeypatch.setattr(trainings, "STUDIO_S", 0.0)
+    return replace(Settings.from_environ(), label_studio_url="http://127.0.0.1:9", label_studio_api_key="0" * 40)
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Ledger:
+    return Ledger(settings.model_dir)
+
+
+def annotation(number: int = 1, **more: Any) -> dict[str, Any]:
+    """As Label Studio sends it, as far as it matters."""
+    region = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["Mars"]}}
+    return {"id": number, "task": number, "result": [region], "was_cancelled": False, "ground_truth": False} | more
+
+
+class FakeProject:
+    """The edge to Label Studio: a config, labels, and of those the new ones; or an error."""
+
+    config = label_config()
+    tasks: list[list[dict[str, Any]]]  # the annotations of each
+    new: int | Exception = 0
+    moment = "2026-11-23T01:02:03Z"
+    troubles: dict[str, Exception]  # of single projects
+    asked: list[tuple[str, str | None]]  # for new labels: the project, and since when
+    read: int
+
+    def __init__(self, _studio: object, project: str, _patience_s: float = 0) -> None:
+        self.project = project
+
+    def sibling(self, project: str) -> FakeProject:
+        return type(self)(None, project)
+
+    @classmethod
+    def label(cls, **choices: int) -> None:
+        """Let people make so many labels of each choice."""
+        for choice, count in choices.items():
+            region = annotation()["result"][0] | {"value": {"choices": [choice]}}
+            cls.tasks += [[annotation(len(cls.tasks)) | {"result": [region]}]] * count
+            cls.new, cls.moment = cls.new + count if isinstance(cls.new, int) else count, f"{cls.moment}+"
+
+    def label_config(self) -> str:
+        if self.project in self.troubles:
+            raise self.troubles[self.project]
+        return self.config
+
+    def labels_now(self) -> Labels:
+        if isinstance(self.new, Exception):
+            raise self.new
+        return Labels(len(self.tasks), self.moment)
+
+    def annotations(self) -> Iterator[list[dict[str, Any]]]:
+        type(self).read += 1
+        yield from self.tasks
+
+    def labels_since(self, moment: str | None) -> int:
+        self.asked.append((self.project, moment))
+        if isinstance(self.new, Exception):
+            raise self.new
+        return self.new
+
+
+@pytest.fixture
+def studio(monkeypatch: pytest.MonkeyPatch) -> type[FakeProject]:
+    """A project with enough labels to learn from, none of them new."""
+    monkeypatch.setattr("celestial_backend.jobs.trainings.StudioProject", FakeProject)
+    FakeProject.asked, FakeProject.troubles, FakeProject.read, FakeProject.tasks = [], {}, 0, []
+    FakeProject.config = label_config()
+    FakeProject.label(Mars=3, Venus=3)
+    FakeProject.new = 0
+    return FakeProject
+
+
+@pytest.fixture(autouse=True)
+def live(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The live tags of projects, the embedded default for all others, which know the ten bodies; nothing is loaded."""
+    tags: dict[str, str] = {}
+    monkeypatch.setattr(ModelStore, "live_tag", lambda _, project="": tags.get(project, DEFAULT))
+    monkeypatch.setattr(ModelStore, "known", lambda *_: Vocabulary(BODIES))
+    return tags
+
+
+@pytest.fixture
+def by_itself(settings: Settings) -> Jobs:
+    """Of a worker as he is by default."""
+    return build(settings).jobs
+
+
+def looked() -> None:
+    """Return when the labels have been looked at that a worker looks at beside its work."""
+    for thread in threading.enumerate():
+        if thread.name in ("look", "tell"):
+            thread.join(30)
+
+
+def run_next(jobs: Jobs, *message: str) -> None:
+    jobs.run_next(*message)
+    looked()
+
+
+def look_after(jobs: Jobs) -> None:
+    jobs.look_after()
+    looked()
+
+
+def states(ledger: Ledger, project: str = "7") -> list[str]:
+    return [job.state for job in ledger.jobs(project)]
+
+
+def press(client: FlaskClient) -> tuple[Any, float]:
+    """What START_TRAINING is answered, and after how many seconds."""
+    started = time.monotonic()
+    body = {"action": "START_TRAINING", "project": {"id": 7, "label_config": label_config()}}
+    return client.post("/webhook", json=body), time.monotonic() - started

@@ -1,0 +1,178 @@
+"""Settings: declared once, read once, refused with a sentence."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from celestial_backend.errors import SettingsError
+from celestial_backend.settings import (
+    MODEL_NAME,
+    NEVER,
+    OFF,
+    ON,
+    Settings,
+    is_project,
+    no_project,
+    project_of,
+    project_tag,
+)
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    """Nothing has to be set; an empty variable counts as unset."""
+    assert Settings.from_environ({}) == Settings()
+    assert Settings.from_environ({"PORT": "", "LABEL_STUDIO_URL": "  "}) == Settings()
+
+
+def test_every_variable_is_read(tmp_path: Path) -> None:
+    """Each declared variable lands in its own field."""
+    (tmp_path / "file").write_text("")
+    given = {
+        "LABEL_STUDIO_URL": ("http://ls:8080/sub/", "http://ls:8080/sub"),
+        "LABEL_STUDIO_API_KEY": ("token", "token"),
+        "MODEL_DIR": (str(tmp_path / "new"), tmp_path / "new"),
+        "BENTOML_HOME": (str(tmp_path), tmp_path),
+        "BASIC_AUTH_USER": ("u", "u"),
+        "BASIC_AUTH_PASS": ("p", "p"),
+        "CELESTIAL_HOSTS": ("ML.example.com., b.example", ("ml.example.com", "b.example")),
+        "LOG_LEVEL": ("debug", "DEBUG"),
+        "PORT": ("1234", 1234),
+        "WORKERS": ("3", 3),
+        "THREADS": ("4", 4),
+        "CELESTIAL_MODEL": ("name:1", "name:1"),
+        "CELESTIAL_BENTOMODEL": (str(tmp_path / "file"), tmp_path / "file"),
+        "CELESTIAL_DATA_FOLDER": (str(tmp_path), tmp_path),
+        "CELESTIAL_LABEL_STUDIO_DATA": (str(tmp_path), tmp_path),
+        "LOCAL_FILES_DOCUMENT_ROOT": (str(tmp_path), tmp_path),
+        "CELESTIAL_ALLOWED_HOSTS": ("Minio, 10.0.0.0/8 ,::1", ("minio", "10.0.0.0/8", "::1")),
+        "CELESTIAL_IMAGE_TIMEOUT_S": ("2.5", 2.5),
+        "CELESTIAL_IMAGE_MAX_MB": ("1", 1.0),
+        "CELESTIAL_IMAGE_MAX_MEGAPIXELS": ("9", 9.0),
+        "CELESTIAL_FETCH_THREADS": ("2", 2),
+        "CELESTIAL_PREDICT_MAX_S": ("30", 30.0),
+        "CELESTIAL_REQUEST_MAX_MB": ("5", 5.0),
+        "CELESTIAL_BATCH_SIZE": ("16", 16),
+        "REDIS_URL": ("redis://:secret@redis:6379/2", "redis://:secret@redis:6379/2"),
+        "CELESTIAL_TRAIN_EVERY": ("50", 50),
+        "CELESTIAL_TRAIN_MAX_S": ("600", 600.0),
+        "CELESTIAL_ACCEPTED_WEIGHT": ("0.5", 0.5),
+        "CELESTIAL_KEEP_MODELS": ("2", 2),
+        "CELESTIAL_KEEP_PREDICTIONS": ("yes", True),
+        "CELESTIAL_EMBEDDER": ("name:1", "name:1"),
+        "CELESTIAL_CACHE_DIR": (str(tmp_path / "new"), tmp_path / "new"),
+        "CELESTIAL_CACHE_MAX_MB": ("5", 5.0),
+    }
+    settings = Settings.from_environ({name: text for name, (text, _) in given.items()})
+    declared = {one.metadata["variable"]: one.name for one in fields(Settings)}
+    assert given.keys() == declared.keys()
+    assert {name: getattr(settings, declared[name]) for name in given} == {name: v for name, (_, v) in given.items()}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "rule"),
+    [
+        ("LABEL_STUDIO_URL", "localhost:8080", "must be an address that starts with http:// or https://"),
+        ("LABEL_STUDIO_URL", "http://", "must be an address that starts with"),
+        ("LOG_LEVEL", "LOUD", "must be one of DEBUG, INFO, WARNING, ERROR"),
+        ("PORT", "0", "must be a port number from 1 to 65535"),
+        ("PORT", "http", "must be a port number"),
+        ("WORKERS", "0", "must be a whole number of 1 or more"),
+        ("THREADS", "1.5", "must be a whole number of 1 or more"),
+        ("CELESTIAL_IMAGE_TIMEOUT_S", "0", "must be a number above 0"),
+        ("CELESTIAL_IMAGE_MAX_MB", "nan", "must be a number above 0"),
+        ("CELESTIAL_IMAGE_MAX_MB", "inf", "must be a number above 0"),
+        ("CELESTIAL_DATA_FOLDER", "/nowhere/at/all", "must name a folder that exists"),
+        ("CELESTIAL_BENTOMODEL", "/nowhere/at/all", "must name a file that exists"),
+        ("CELESTIAL_ALLOWED_HOSTS", "http://minio", "without http://"),
+        ("CELESTIAL_ALLOWED_HOSTS", "10.0.0.0/99", "10.0.0.0/99"),
+        ("CELESTIAL_HOSTS", "https://ml.example.com", "without http://"),
+        ("CELESTIAL_HOSTS", "*.example.com", "port and stars"),
+        ("CELESTIAL_ACCEPTED_WEIGHT", "1.1", "must be a number from 0 to 1"),
+        ("CELESTIAL_ACCEPTED_WEIGHT", "half", "must be a number from 0 to 1"),
+        ("CELESTIAL_TRAIN_EVERY", "0", "must be a whole number of 1 or more, or off"),
+        ("CELESTIAL_TRAIN_EVERY", "never", "must be a whole number of 1 or more, or off"),
+        ("CELESTIAL_KEEP_PREDICTIONS", "maybe", "must be one of on, true, 1, yes, off, false, 0, no"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_rule(variable: str, text: str, rule: str) -> None:
+    """The sentence names the variable, the rule and the value seen."""
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_environ({variable: text})
+    assert str(refused.value).startswith(variable)
+    assert rule in str(refused.value)
+    assert repr(text) in str(refused.value)
+
+
+@pytest.mark.parametrize(("text", "read"), [*((text, True) for text in ON), *((text, False) for text in OFF)])
+def test_a_switch_is_on_or_off(text: str, read: bool) -> None:
+    """Only the words of two lists, however they are spelled."""
+    for spelled in (text, text.upper(), text.title()):
+        assert Settings.from_environ({"CELESTIAL_KEEP_PREDICTIONS": spelled}).keep_predictions is read
+
+
+def test_training_by_itself_can_be_switched_off() -> None:
+    """Which is another thing than to leave it unset."""
+    assert Settings.from_environ({}).train_every is None
+    assert Settings.from_environ({"CELESTIAL_TRAIN_EVERY": "Off"}).train_every == NEVER
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """An operator fixes everything in one go."""
+    with pytest.raises(SettingsError, match=re.compile("PORT.*WORKERS.*CELESTIAL_TYPO is not a setting")):
+        Settings.from_environ({"PORT": "x", "WORKERS": "x", "CELESTIAL_TYPO": "1"})
+
+
+def test_half_of_a_credential_is_refused() -> None:
+    """A user name without a password would leave the backend open."""
+    for name in ("BASIC_AUTH_USER", "BASIC_AUTH_PASS"):
+        with pytest.raises(SettingsError, match="must be set together"):
+            Settings.from_environ({name: "x"})
+
+
+def test_an_address_of_redis_is_refused_without_its_password() -> None:
+    """The rule is told, the value is not."""
+    with pytest.raises(SettingsError, match="REDIS_URL must be an address that starts with redis://") as refused:
+        Settings.from_environ({"REDIS_URL": "http://:s3cret@redis"})
+    assert "s3cret" not in str(refused.value)
+
+
+def test_secrets_are_not_shown() -> None:
+    """Neither the settings' text nor a refusal holds a secret."""
+    text = repr(Settings(label_studio_api_key="s3cret", basic_auth_user="u", basic_auth_pass="s3cret"))
+    assert "s3cret" not in text
+
+
+# The number of a project, and what the tags of models say of theirs
+
+STRANGE = ["", "0", "0007", "-1", "+7", " 7", "7 ", "7\n", "7.0", "1_000", "x", "٣", "१२", "7²", str(2**63), "9" * 20,
+           "1" * 4301, None, 7, 7.0, b"7", ["7"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["1", "7", "10", "9876543210", str(2**63 - 1)])
+def test_a_number_of_label_studio_is_one(text: str) -> None:
+    """Every number that a database can give to a project."""
+    assert is_project(text)
+
+
+@pytest.mark.parametrize("text", STRANGE, ids=lambda text: repr(text)[:20])
+def test_anything_else_is_none(text: object) -> None:
+    """Also what Python's int() would take, so that a project never has two names."""
+    assert not is_project(text)
+
+
+def test_two_million_digits_are_refused() -> None:
+    """The length is looked at before the number; int() refuses more than 4,300 digits with an error of its own."""
+    assert not is_project("1" * 2_000_000)
+    assert len(no_project("1" * 2_000_000)) < 300
+
+
+@pytest.mark.parametrize("version", ["project-7-0badcafe", "project-0007-0badcafe"])
+def test_no_models_of_a_project_are_for_all(version: str) -> None:
+    """Also those that an older release has trained under a text that is no number."""
+    assert project_of(f"{MODEL_NAME}:{version}") == version.split("-")[1]
+    assert project_of(project_tag("7", "0badcafe")) == "7"
+    assert project_of(f"{MODEL_NAME}:default-0badcafe") is None
