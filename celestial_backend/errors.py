@@ -35,6 +35,7 @@ from __future__ import annotations
 import re
 
 STATE_REMEDY = "Check that this user can write to the folder that MODEL_DIR names, and that its disk has space."
+DATABASE_REMEDY = "Start the database, or correct CELESTIAL_DATABASE_URL; without it, it is a file in the state folder."
 
 
 PASSWORD = "password"  # noqa: S105 - the code of a refusal for want of the right one

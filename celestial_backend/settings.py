@@ -93,10 +93,10 @@ def _share(text: str) -> float:
     return number
 
 
-def _redis(text: str) -> str:
-    if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must be an address that starts with redis://, rediss:// or unix://")
-    return text
+def _database(text: str) -> str:
+    if not re.match(r"sqlite:///[^:]|postgresql(\+psycopg)?://", text):
+        raise ValueError("must be an address that starts with postgresql://, or sqlite:/// and the path of a file")
+    return re.sub(r"^postgresql://", "postgresql+psycopg://", text)
 
 
 def _embedder(text: str) -> str:
@@ -239,8 +239,13 @@ class Settings:
         " while those that are here have as many.",
     )
     batch_size: int = setting("CELESTIAL_BATCH_SIZE", _count, 64, "Tasks in one forward pass.")
-    redis_url: str | None = setting(
-        "REDIS_URL", _redis, None, "A Redis that holds the queue, in place of a file in the state folder.", repr=False
+    database_url: str | None = setting(
+        "CELESTIAL_DATABASE_URL",
+        _database,
+        None,
+        "A PostgreSQL (`postgresql://user:password@host/name`), which several machines may share; without it, the file"
+        " `celestial.db` in the state folder.",
+        repr=False,
     )
     train_every: int | None = setting(
         "CELESTIAL_TRAIN_EVERY",

@@ -22,8 +22,13 @@ class StateFolder:
     root: Path
 
     @property
-    def jobs(self) -> Path:
-        """The list of jobs, a SQLite file."""
+    def database(self) -> Path:
+        """Jobs, projects and live models, unless CELESTIAL_DATABASE_URL names another place."""
+        return self.root / "celestial.db"
+
+    @property
+    def old_jobs(self) -> Path:
+        """The list of jobs of releases up to 0.2, a SQLite file."""
         return self.root / "jobs.db"
 
     @property
@@ -32,8 +37,8 @@ class StateFolder:
         return self.root / "queue.db"
 
     @property
-    def pointers(self) -> Path:
-        """The folder with a file for each project that has a live model of its own."""
+    def old_pointers(self) -> Path:
+        """The folder of releases up to 0.2 with a file for each project that has a live model of its own."""
         return self.root / "live"
 
     @property

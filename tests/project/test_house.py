@@ -26,6 +26,7 @@ PACKAGE = REPOSITORY / "celestial_backend"
 FLOORS = [
     {"__init__", "errors", "state"},
     {"settings", "metrics", "logs"},
+    {"database"},
     {"labels"},
     {"studio"},
     {"pictures"},
@@ -50,8 +51,8 @@ OWNERS = {
     "label_studio_ml": {"web"},
     "label_studio_sdk": {"studio", "doctor"},
     "huey": {"jobs"},
-    "redis": {"jobs", "doctor"},
-    "sqlite3": {"jobs", "features", "doctor"},
+    "sqlalchemy": {"database"},
+    "sqlite3": {"jobs", "features"},
     "prometheus_client": {"metrics"},
     "click": {"commands", "planets"},
     "rich": {"commands", "planets"},

@@ -1,0 +1,299 @@
+"""
+The database: one SQLite file in the state folder, or a PostgreSQL that several machines share.
+
+What is accepted is written here, in one transaction or not at all. The statements are the same for both; what differs
+stands in this file. Who writes names a key, mostly a project, and is alone with it: on SQLite one writes at a time
+anyway, on PostgreSQL a lock of the transaction sees to it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as NoneLeftError
+
+from celestial_backend.errors import DATABASE_REMEDY, STATE_REMEDY, StateError
+from celestial_backend.settings import Settings
+
+WRITE_S = 0.7  # for another writer: Label Studio gives /webhook one second
+TABLES_S = 30.0  # for another process that makes the tables, or takes over what an older release has left
+CONNECT_S = 2  # the least that psycopg can be told
+LOOK_S = 0.001, 0.003  # between two looks whether another process has ended its writing; SQLite itself sleeps longer
+CONNECTIONS = 8  # that one process keeps; as many again while they are needed
+ALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+SCHEMA = "celestial"  # of PostgreSQL, so that one database may serve Label Studio too
+VERSION = 1  # of the tables
+OLDEST = 1  # the oldest release, by the version of its tables, that can work with these
+TABLES = (
+    """CREATE TABLE IF NOT EXISTS work (
+        seq {serial}, id TEXT NOT NULL UNIQUE, project TEXT NOT NULL, state TEXT NOT NULL,
+        token TEXT NOT NULL DEFAULT '', worker TEXT NOT NULL DEFAULT '', lease DOUBLE PRECISION NOT NULL DEFAULT 0,
+        requests INTEGER NOT NULL, attempts INTEGER NOT NULL, requested_at DOUBLE PRECISION NOT NULL,
+        started_at DOUBLE PRECISION, ended_at DOUBLE PRECISION,
+        reason TEXT NOT NULL, progress TEXT NOT NULL, outcome TEXT NOT NULL)""",
+    "CREATE UNIQUE INDEX IF NOT EXISTS one_waits ON work (project) WHERE state = 'waiting'",
+    "CREATE UNIQUE INDEX IF NOT EXISTS one_runs ON work (project) WHERE state = 'running'",
+    "CREATE INDEX IF NOT EXISTS of_project ON work (project, seq)",
+    """CREATE TABLE IF NOT EXISTS projects (
+        seq {serial}, project TEXT NOT NULL UNIQUE, labels INTEGER NOT NULL DEFAULT 0, read_until TEXT,
+        trained_labels INTEGER, trained_at TEXT, pressed INTEGER NOT NULL DEFAULT 0, look INTEGER NOT NULL DEFAULT 1,
+        looked_at DOUBLE PRECISION NOT NULL DEFAULT 0, missing TEXT, brought TEXT NOT NULL DEFAULT '')""",
+    "CREATE TABLE IF NOT EXISTS live (project TEXT PRIMARY KEY, tag TEXT NOT NULL, job TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, lease DOUBLE PRECISION NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS pruned (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL)",
+)
+SERIAL = "INTEGER PRIMARY KEY AUTOINCREMENT"  # of SQLite
+NOW = "SELECT extract(epoch FROM clock_timestamp())"
+UNDEFINED_TABLE = "42P01"  # a code of PostgreSQL's
+Row = Mapping[str, Any]
+
+
+class Transaction:
+    """What is written together; ends with the `with` that gave it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def rows(self, statement: str, **values: Any) -> Sequence[Row]:
+        """What a statement gives, row by row."""
+        return self._connection.execute(_text(statement), values).mappings().all()
+
+    def row(self, statement: str, **values: Any) -> Row | None:
+        """The first of its rows; None without any."""
+        return self._connection.execute(_text(statement), values).mappings().first()
+
+    def run(self, statement: str, **values: Any) -> int:
+        """How many rows a statement changed."""
+        return self._connection.execute(_text(statement), values).rowcount
+
+    def now(self) -> float:
+        """
+        Seconds on the clock by which leases are told, which is the same for all who share the database.
+
+        On SQLite they are those since this machine was started, which nobody moves forward or back.
+        """
+        if self._connection.dialect.name == "sqlite":
+            return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return float(self._connection.execute(_text(NOW)).scalar_one())
+
+
+class Database:
+    """
+    The database of a process; safe between threads, and across a fork. Nothing is opened before it is asked for.
+
+    All that reads or writes raises `StateError` where that cannot be done, and then nothing was written.
+
+    Attributes:
+        old: Called in the transaction that sees to the tables: each takes over what an older release has left, if it
+            is there, and gives the paths that are of no use afterwards. It may be called again after it has succeeded.
+    """
+
+    def __init__(self, settings: Settings, *, look_only: bool = False) -> None:
+        """
+        Args:
+            settings: Of the process.
+            look_only: Nothing is made or changed; where there are no tables, there are no rows.
+        """
+        self.old: list[Callable[[Transaction], Iterable[Path]]] = []
+        self._url = make_url(settings.database_url or f"sqlite:///{settings.state.database}")
+        self._file = None if self._url.get_backend_name() == "postgresql" else Path(self._url.database or "")
+        self._look_only = look_only
+        self._opening = threading.Lock()
+        self._turn = threading.Lock()  # one thread at a time: those that SQLite lets wait are passed by newcomers
+        self._opened: _Opened | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is, for people, without its address."""
+        return "PostgreSQL" if self._file is None else "The file in the state folder"
+
+    def rows(self, statement: str, **values: Any) -> Sequence[Row]:
+        """What a statement reads, row by row; once more where the connection turns out to have been lost."""
+        if self._look_only and self._file is not None and not self._file.exists():
+            return []
+        with self._told("read"):
+            engine = self._ready().reading
+            try:
+                return _read(engine, statement, values)
+            except DBAPIError as error:
+                if self._look_only and _code(error) == UNDEFINED_TABLE:
+                    return []
+                if not error.connection_invalidated:
+                    raise
+            return _read(engine, statement, values)
+
+    def row(self, statement: str, **values: Any) -> Row | None:
+        """The first of its rows; None without any."""
+        return next(iter(self.rows(statement, **values)), None)
+
+    @contextmanager
+    def writing(self, key: str, wait_s: float = WRITE_S) -> Iterator[Transaction]:
+        """
+        A transaction that is alone with a key; what is raised inside undoes it.
+
+        Args:
+            key: What is changed: a project's number, or a word.
+            wait_s: For others that write.
+        """
+        deadline = time.monotonic() + wait_s
+        with self._told("written"):
+            engine = self._ready().writing
+            with self._alone(wait_s), _begun(engine, deadline) as transaction:
+                if self._file is None:
+                    alone = "SELECT set_config('lock_timeout', :wait, true), pg_advisory_xact_lock(hashtext(:key))"
+                    transaction.rows(alone, wait=f"{max(1, round(1000 * wait_s))}ms", key=f"celestial {key}")
+                yield transaction
+
+    @contextmanager
+    def _alone(self, wait_s: float) -> Iterator[None]:
+        """This thread's turn to write into SQLite."""
+        if self._file is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=wait_s):
+            raise NoTurnError
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _ready(self) -> _Opened:
+        """The connections of this process, with the tables made; a fork has none of its parent's."""
+        if self._opened is None or self._opened.process != os.getpid():
+            with self._opening:
+                if self._opened is None or self._opened.process != os.getpid():
+                    opened = self._connected()
+                    if not self._look_only:
+                        self._see_to_tables(opened.writing)
+                    self._opened = opened
+        return self._opened
+
+    def _connected(self) -> _Opened:
+        if self._file is None:
+            options = {"connect_timeout": CONNECT_S, "options": f"-c search_path={SCHEMA}", **ALIVE}
+            shared = {"pool_size": CONNECTIONS, "max_overflow": 4 * CONNECTIONS, "pool_timeout": WRITE_S,
+                      "connect_args": options}  # fmt: skip
+            reading = create_engine(self._url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **shared)
+            return _Opened(os.getpid(), reading, create_engine(self._url, pool_pre_ping=True, **shared))
+        url = self._url
+        if self._look_only:
+            url = make_url(f"sqlite:///file:{quote(str(self._file))}?mode=ro&uri=true")
+        else:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        reading = create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, pool_size=CONNECTIONS,
+                                max_overflow=-1, connect_args={"timeout": WRITE_S})  # fmt: skip
+        writing = create_engine(url, pool_size=1, max_overflow=1, connect_args={"timeout": 0})
+        event.listen(writing, "connect", _prepare)
+        event.listen(writing, "begin", _begin)
+        return _Opened(os.getpid(), reading, writing)
+
+    def _see_to_tables(self, engine: Engine) -> None:
+        serial = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY" if self._file is None else SERIAL
+        with _begun(engine, time.monotonic() + TABLES_S) as transaction:
+            if self._file is None:
+                transaction.rows("SELECT pg_advisory_xact_lock(hashtext('celestial tables'))")
+                transaction.run(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+            transaction.run("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
+            about = {row["name"]: row["value"] for row in transaction.rows("SELECT name, value FROM about")}
+            if about.get("oldest", 0) > VERSION:
+                raise StateError(
+                    f"The database is used by a newer release of celestial-backend, whose tables have version"
+                    f" {about['version']}; this one knows version {VERSION}. Upgrade celestial-backend here too."
+                )
+            if about.get("version", 0) < VERSION:
+                for table in TABLES:
+                    transaction.run(table.format(serial=serial))
+                for name, value in {"version": VERSION, "oldest": OLDEST}.items():
+                    transaction.run("INSERT INTO about (name, value) VALUES (:name, :value) ON CONFLICT (name)"
+                                    " DO UPDATE SET value = excluded.value", name=name, value=value)  # fmt: skip
+            done = [path for take_over in self.old for path in take_over(transaction)]
+        for path in done:
+            with suppress(OSError):
+                path.rename(path.with_name(f"{path.name}.old"))
+
+    @contextmanager
+    def _told(self, done: str) -> Iterator[None]:
+        """Say in a sentence that the database cannot be used, and why; no address, name or value of it gets in."""
+        try:
+            yield
+        except (SQLAlchemyError, OSError, NoTurnError) as error:
+            place, remedy = ("", DATABASE_REMEDY) if self._file is None else (" in the state folder", STATE_REMEDY)
+            nothing = "" if done == "read" else " Nothing was accepted."
+            raise StateError(f"The database{place} cannot be {done} ({_why(error)}).{nothing} {remedy}") from error
+
+
+class NoTurnError(Exception):
+    """Others wrote for as long as one may wait."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The connections of one process."""
+
+    process: int
+    reading: Engine
+    writing: Engine
+
+
+@cache
+def _text(statement: str) -> TextClause:
+    return text(statement)
+
+
+def _read(engine: Engine, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
+    with engine.connect() as connection:
+        return connection.execute(_text(statement), values).mappings().all()
+
+
+@contextmanager
+def _begun(engine: Engine, deadline: float) -> Iterator[Transaction]:
+    with engine.connect().execution_options(deadline=deadline) as connection, connection.begin():
+        yield Transaction(connection)
+
+
+def _prepare(connection: Any, _: object) -> None:
+    """What a connection that writes into SQLite is like: transactions are begun by hand, and readers go on beside."""
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin(connection: Connection) -> None:
+    """Begin to write into SQLite, as soon as other processes have ended to."""
+    deadline = connection.get_execution_options()["deadline"]
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except DBAPIError as error:
+            if "locked" not in str(error.orig) or time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(*LOOK_S))  # noqa: S311 - so that none of them always comes too late
+        else:
+            return
+
+
+def _code(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, in a few words of the database's."""
+    if isinstance(error, NoTurnError | NoneLeftError):
+        return "it is in use"
+    if not isinstance(error, DBAPIError):
+        return error.strerror or type(error).__name__ if isinstance(error, OSError) else type(error).__name__
+    if type(error.orig).__module__ == "sqlite3":
+        return str(error.orig)
+    return f"code {_code(error)}" if _code(error) else "it does not answer"
