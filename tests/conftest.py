@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from tests.support.backend_server import Backends
     from tests.support.browser import Annotator
     from tests.support.label_studio import LabelStudioServer
-    from tests.support.redis_server import RedisServer
+    from tests.support.postgres_server import PostgresServer
 
 OURS = ("CELESTIAL_", "LABEL_STUDIO_", "HEARTEX_", "BENTOML_", "BASIC_AUTH_", "LOCAL_FILES_")
-OURS_BY_NAME = {"MODEL_DIR", "REDIS_URL", "LOG_LEVEL", "PORT", "WORKERS", "THREADS"}
+OURS_BY_NAME = {"MODEL_DIR", "LOG_LEVEL", "PORT", "WORKERS", "THREADS"}
 PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
 LONGEST = (
     "test_labels_to_model.py", "test_end_to_end.py", "test_distributed_prelabel.py", "test_worker.py",
@@ -155,18 +155,26 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bentoml"
 
 
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A real and empty redis-server of one test."""
-    from tests.support.redis_server import HOW_TO_GET_ONE, RedisServer, find_redis_server
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """The one real PostgreSQL of this process of the session; a test may kill it, if it starts it again."""
+    from tests.support.postgres_server import HOW_TO_GET_ONE, PostgresServer, find_postgres
 
-    program = find_redis_server()
-    if program is None:
+    programs = find_postgres()
+    if programs is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HOW_TO_GET_ONE)
-    (tmp_path / "redis").mkdir()
-    server = RedisServer(program, tmp_path / "redis")
+    server = PostgresServer(programs, tmp_path_factory.mktemp("postgres"))
     yield server
     server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What `CELESTIAL_DATABASE_URL` wants, for an empty database of one test, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'celestial.db'}"
+    url: str = request.getfixturevalue("postgres_server").fresh()
+    return url
 
 
 @pytest.fixture

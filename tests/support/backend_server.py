@@ -46,7 +46,15 @@ class ServerProcess:
     Everything it prints goes to the file `log`.
     """
 
-    def __init__(self, command: Sequence[str | Path], *, cwd: Path, environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        cwd: Path,
+        environ: Mapping[str, str],
+        log: Path,
+        user: str | None = None,
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -57,6 +65,7 @@ class ServerProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                user=user,
             )
 
     def log_text(self) -> str:
