@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, TextClause, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, RowMapping, TextClause, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoneLeftError
 
@@ -42,7 +42,7 @@ TABLES = (
         token TEXT NOT NULL DEFAULT '', worker TEXT NOT NULL DEFAULT '', lease DOUBLE PRECISION NOT NULL DEFAULT 0,
         requests INTEGER NOT NULL, attempts INTEGER NOT NULL, requested_at DOUBLE PRECISION NOT NULL,
         started_at DOUBLE PRECISION, ended_at DOUBLE PRECISION,
-        reason TEXT NOT NULL, progress TEXT NOT NULL, outcome TEXT NOT NULL)""",
+        reason TEXT NOT NULL, progress TEXT NOT NULL, outcome TEXT NOT NULL, told INTEGER NOT NULL DEFAULT 1)""",
     "CREATE UNIQUE INDEX IF NOT EXISTS one_waits ON work (project) WHERE state = 'waiting'",
     "CREATE UNIQUE INDEX IF NOT EXISTS one_runs ON work (project) WHERE state = 'running'",
     "CREATE INDEX IF NOT EXISTS of_project ON work (project, seq)",
@@ -55,9 +55,9 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS pruned (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL)",
 )
 SERIAL = "INTEGER PRIMARY KEY AUTOINCREMENT"  # of SQLite
-NOW = "SELECT extract(epoch FROM clock_timestamp())"
+NOW = "SELECT extract(epoch FROM clock_timestamp()) AS now"
 UNDEFINED_TABLE = "42P01"  # a code of PostgreSQL's
-Row = Mapping[str, Any]
+Row = RowMapping  # what a statement gives, by the names of the columns
 
 
 class Transaction:
@@ -85,7 +85,7 @@ class Transaction:
         On SQLite they are those since this machine was started, which nobody moves forward or back.
         """
         if self._connection.dialect.name == "sqlite":
-            return time.clock_gettime(time.CLOCK_BOOTTIME)
+            return _since_start()
         return float(self._connection.execute(_text(NOW)).scalar_one())
 
 
@@ -138,6 +138,10 @@ class Database:
         """The first of its rows; None without any."""
         return next(iter(self.rows(statement, **values)), None)
 
+    def now(self) -> float:
+        """As `Transaction.now`."""
+        return _since_start() if self._file is not None else float(self.rows(NOW)[0]["now"])
+
     @contextmanager
     def writing(self, key: str, wait_s: float = WRITE_S) -> Iterator[Transaction]:
         """
@@ -158,7 +162,7 @@ class Database:
 
     @contextmanager
     def _alone(self, wait_s: float) -> Iterator[None]:
-        """This thread's turn to write into SQLite."""
+        """The turn of one thread to write into SQLite."""
         if self._file is None:
             yield
             return
@@ -282,6 +286,10 @@ def _begin(connection: Connection) -> None:
             time.sleep(random.uniform(*LOOK_S))  # noqa: S311 - so that none of them always comes too late
         else:
             return
+
+
+def _since_start() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _code(error: DBAPIError) -> str:

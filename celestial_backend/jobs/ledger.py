@@ -1,63 +1,51 @@
 """
 Every training that was asked for, until long after it ended, and the labels of each project: the one truth about jobs.
 
-A SQLite file in the state folder, on one machine or on a shared volume. The queue
-only wakes a worker; what is written here is what is run, and looked at.
+It lies in the database. The queue only wakes a worker; what is written here is what is run, and looked at. Who runs
+a job has a lease on it, and a token that is new with each lease: whoever was taken for dead and is not can write
+nothing more of it.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-import sqlite3
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from celestial_backend.errors import STATE_REMEDY, BusyError, StateError
+from celestial_backend.database import Database, Row, Transaction
+from celestial_backend.errors import BusyError
 from celestial_backend.models.manifest import Manifest
 from celestial_backend.settings import is_project
-from celestial_backend.state import StateFolder
 
-LOCKED_S = 0.7  # how long an operation waits for another process: Label Studio gives /webhook one second
+WRITE_S = 0.7  # how long an operation waits for another one: Label Studio gives /webhook one second
+LEASE_S = 20.0  # after its last sign of life, a worker is taken for dead
 WAITING_MAX = 100  # projects
 KNOWN_MAX = 10_000  # projects
 ENDED_MAX, ENDED_MAX_OF_ALL = 50, 1000  # jobs that are kept of one project, and of all
 WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED = "waiting", "running", "published", "kept", "failed", "merged"
 STATES = (WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED)
-VERSION = 1  # of the file's tables, which it knows itself; 0 in files of older releases
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS jobs (
-        id TEXT PRIMARY KEY, project TEXT NOT NULL, state TEXT NOT NULL, requests INTEGER NOT NULL,
-        attempts INTEGER NOT NULL, requested_at REAL NOT NULL, started_at REAL, ended_at REAL,
-        reason TEXT NOT NULL, progress TEXT NOT NULL, outcome TEXT NOT NULL)""",
-    "CREATE UNIQUE INDEX IF NOT EXISTS one_waits ON jobs (project) WHERE state = 'waiting'",
-    "CREATE UNIQUE INDEX IF NOT EXISTS one_runs ON jobs (project) WHERE state = 'running'",
-    """CREATE TABLE IF NOT EXISTS projects (
-        project TEXT PRIMARY KEY, labels INTEGER NOT NULL DEFAULT 0, read_until TEXT)""",
-    "CREATE TABLE IF NOT EXISTS pruned (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL)",
-)
-SINCE_1 = {  # columns of projects
-    "trained_labels": "INTEGER",
-    "trained_at": "TEXT",
-    "pressed": "INTEGER NOT NULL DEFAULT 0",
-    "look": "INTEGER NOT NULL DEFAULT 1",
-    "looked_at": "REAL NOT NULL DEFAULT 0",
-    "missing": "TEXT",
-    "brought": "TEXT NOT NULL DEFAULT ''",
-}
+NO_LIMIT = 2**62
 PRUNE = """
-DELETE FROM jobs WHERE id != :ended AND (
-    rowid IN (SELECT rowid FROM jobs WHERE state NOT IN ('waiting', 'running')
-              AND project = (SELECT project FROM jobs WHERE id = :ended) ORDER BY rowid DESC LIMIT -1 OFFSET :of_one)
-    OR rowid IN (SELECT rowid FROM jobs WHERE state NOT IN ('waiting', 'running')
-                 ORDER BY rowid DESC LIMIT -1 OFFSET :of_all)
+DELETE FROM work WHERE id != :ended AND (
+    seq IN (SELECT seq FROM work WHERE state NOT IN ('waiting', 'running')
+            AND project = (SELECT project FROM work WHERE id = :ended)
+            ORDER BY seq DESC LIMIT :no_limit OFFSET :of_one)
+    OR seq IN (SELECT seq FROM work WHERE state NOT IN ('waiting', 'running')
+               ORDER BY seq DESC LIMIT :no_limit OFFSET :of_all)
 ) RETURNING state
+"""
+CLAIM = """
+UPDATE work SET state = 'running', token = :token, worker = :worker, lease = :lease, attempts = attempts + 1,
+    started_at = :moment, progress = '{}'
+WHERE state = 'waiting' AND seq = (
+    SELECT MIN(seq) FROM work AS waiting WHERE state = 'waiting' AND project = COALESCE(CAST(:project AS TEXT), project)
+    AND NOT EXISTS (SELECT 1 FROM work AS other WHERE other.project = waiting.project AND other.state = 'running')
+) RETURNING *
 """
 
 
@@ -75,6 +63,8 @@ class Job:
         reason: A sentence for people, once it has ended.
         progress: Where it is: its `stage`, the `seconds` since it began, and how many `pictures` `of` how many.
         outcome: What it brought about, as JSON; see `manifest`, `gone` and `merged_into`.
+        token: Of the lease under which it runs; whoever has it may write of the job.
+        worker: Who runs it, or ran it last.
     """
 
     id: str
@@ -88,6 +78,8 @@ class Job:
     reason: str = ""
     progress: dict[str, Any] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
+    token: str = field(default="", repr=False)
+    worker: str = ""
 
     @property
     def ended(self) -> bool:
@@ -108,6 +100,24 @@ class Job:
     def merged_into(self) -> str | None:
         """The job that does its work; None if it does that itself."""
         return Manifest.of(self.outcome).job if self.state == MERGED else None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """
+    How a job ends.
+
+    Attributes:
+        state: One that an ended job has.
+        reason: A sentence for people.
+        manifest: What is told of its model, if it has made one.
+        gone: Whether Label Studio does not have the project any more.
+    """
+
+    state: str
+    reason: str
+    manifest: Manifest = field(default_factory=Manifest)
+    gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,12 +154,15 @@ class Known:
 
 
 class Ledger:
-    """The jobs and the labels of all projects; safe between threads and processes, and across a fork."""
+    """
+    The jobs and the labels of all projects; safe between threads, processes and machines, and across a fork.
 
-    def __init__(self, model_dir: Path, locked_s: float = LOCKED_S) -> None:
-        self._path = StateFolder(model_dir).jobs
-        self._locked_s = locked_s
-        self._turn = threading.Lock()
+    All methods raise `StateError` where the database cannot be used; nothing was accepted then.
+    """
+
+    def __init__(self, database: Database, wait_s: float = WRITE_S) -> None:
+        self._database = database
+        self._wait_s = wait_s
 
     def request(self, project: str, *, pressed: bool = False) -> Job:
         """
@@ -161,23 +174,21 @@ class Ledger:
 
         Raises:
             BusyError: As many projects wait as may; nothing was accepted.
-            StateError: It could not be written down; nothing was accepted. So for all methods that write; those
-                that read raise it where the list cannot be read.
         """
-        with self._transaction() as db:
-            if self._is_full(db, project):
+        with self._writing(project) as work:
+            if _is_full(work, project):
                 raise BusyError(
                     f"{WAITING_MAX} projects wait for a training, and no more may, so this request was not accepted."
                     " Look at them with: python -m celestial_backend jobs. Ask again when some have ended."
                 )
-            self._know(db, project)
+            _know(work, project)
             if pressed:
-                db.execute("UPDATE projects SET pressed = 1, brought = '' WHERE project = ?", (project,))
-            found = db.execute(
-                "UPDATE jobs SET requests = requests + 1 WHERE project = ? AND state = 'waiting' RETURNING *",
-                (project,),
-            ).fetchone()
-            return _job(found) if found else self._new(db, project)
+                work.run("UPDATE projects SET pressed = 1, brought = '' WHERE project = :project", project=project)
+            found = work.row(
+                "UPDATE work SET requests = requests + 1 WHERE project = :project AND state = 'waiting' RETURNING *",
+                project=project,
+            )
+            return _job(found) if found else _new(work, project)
 
     def note_labels(self, project: str, count: int, wanted: Callable[[Known], bool]) -> bool:
         """
@@ -185,127 +196,192 @@ class Ledger:
 
         It decides within the transaction, and must be quick.
         """
-        with self._transaction() as db:
-            self._know(db, project)
-            counted = "UPDATE projects SET labels = labels + ? WHERE project = ? RETURNING *"
-            row = db.execute(counted, (count, project)).fetchone()
+        with self._writing(project) as work:
+            _know(work, project)
+            counted = "UPDATE projects SET labels = labels + :count WHERE project = :project RETURNING *"
+            row = work.row(counted, count=count, project=project)
             if row is None or not wanted(_known(row)):
                 return False
-            db.execute("UPDATE projects SET look = 1 WHERE project = ?", (project,))
+            work.run("UPDATE projects SET look = 1 WHERE project = :project", project=project)
             return True
 
     def looks(self, *, wanted: bool) -> list[str]:
         """The projects, those first that were looked at longest ago; of them all, or those where a look is wanted."""
-        with self._reading() as db:
-            rows = db.execute("SELECT project FROM projects WHERE look >= ? ORDER BY looked_at, rowid", (wanted,))
-            # Releases before `is_project` wrote down whatever a request named.
-            return [row["project"] for row in rows if is_project(row["project"])]
+        order = "SELECT project FROM projects WHERE look >= :wanted ORDER BY looked_at, seq"
+        # Releases before `is_project` wrote down whatever a request named.
+        return [row["project"] for row in self._database.rows(order, wanted=int(wanted)) if is_project(row["project"])]
 
     def look(self, project: str) -> Known | None:
         """Begin to look at a project: what is known of it; None if it is not known itself."""
-        with self._transaction() as db:
-            begun = "UPDATE projects SET look = 0, looked_at = ? WHERE project = ? RETURNING *"
-            row = db.execute(begun, (time.time(), project)).fetchone()
+        with self._writing(project) as work:
+            begun = "UPDATE projects SET look = 0, looked_at = :moment WHERE project = :project RETURNING *"
+            row = work.row(begun, moment=time.time(), project=project)
             return _known(row) if row else None
 
     def looked(self, project: str, *, labels: int, missing: str, brought: str) -> None:
         """Write down what a look has found; see `Known`."""
-        with self._transaction() as db:
-            found = "UPDATE projects SET labels = ?, missing = ?, brought = ? WHERE project = ?"
-            db.execute(found, (labels, missing, brought, project))
+        found = "UPDATE projects SET labels = :labels, missing = :missing, brought = :brought WHERE project = :project"
+        with self._writing(project) as work:
+            work.run(found, labels=labels, missing=missing, brought=brought, project=project)
 
     def trained(self, project: str, labels: int, moment: str) -> None:
         """Remember the labels that there are when a training begins; see `Known`."""
-        with self._transaction() as db:
-            mark = "UPDATE projects SET trained_labels = ?, trained_at = ? WHERE project = ?"
-            db.execute(mark, (labels, moment, project))
+        mark = "UPDATE projects SET trained_labels = :labels, trained_at = :moment WHERE project = :project"
+        with self._writing(project) as work:
+            work.run(mark, labels=labels, moment=moment, project=project)
 
     def known(self, project: str) -> Known | None:
         """What is known of a project; None if it is not known itself."""
-        with self._reading() as db:
-            row = db.execute("SELECT * FROM projects WHERE project = ?", (project,)).fetchone()
-            return _known(row) if row else None
+        row = self._database.row("SELECT * FROM projects WHERE project = :project", project=project)
+        return _known(row) if row else None
 
-    def hindered(self, project: str | None = None, limit: int = -1) -> list[Known]:
+    def hindered(self, project: str | None = None, limit: int = NO_LIMIT) -> list[Known]:
         """Projects that do not train by themselves, with no job that waits or runs; one of them or all, by number."""
         hindered = (
-            "SELECT * FROM projects WHERE (missing != '' OR brought != '') AND project = COALESCE(?, project) AND"
-            " NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.project = projects.project AND state IN ('waiting', 'running'))"
-            " ORDER BY LENGTH(project), project LIMIT ?"
+            "SELECT * FROM projects WHERE (missing != '' OR brought != '')"
+            " AND project = COALESCE(CAST(:project AS TEXT), project) AND NOT EXISTS"
+            " (SELECT 1 FROM work WHERE work.project = projects.project AND state IN ('waiting', 'running'))"
+            " ORDER BY LENGTH(project), project LIMIT :limit"
         )
-        with self._reading() as db:
-            return [_known(row) for row in db.execute(hindered, (project, limit)) if is_project(row["project"])]
+        rows = self._database.rows(hindered, project=project, limit=limit)
+        return [_known(row) for row in rows if is_project(row["project"])]
 
-    def start(self, project: str) -> Job | None:
-        """The project's waiting job, running from now on; None if none waits, or one runs already."""
-        with self._transaction() as db:
-            if db.execute("SELECT 1 FROM jobs WHERE project = ? AND state = 'running'", (project,)).fetchone():
+    def start(self, worker: str, project: str | None = None) -> Job | None:
+        """
+        The job that has waited longest, which runs from now on under a lease of the worker's; None if none can run.
+
+        Args:
+            worker: Its name.
+            project: The only one whose job is wanted.
+        """
+        with self._writing("start") as work:
+            lease = work.now() + LEASE_S
+            found = work.row(CLAIM, token=secrets.token_hex(8), worker=worker, lease=lease, moment=time.time(),
+                             project=project)  # fmt: skip
+            if found is None:
                 return None
-            found = db.execute(
-                "UPDATE jobs SET state = 'running', attempts = attempts + 1, started_at = ?, progress = '{}' "
-                "WHERE project = ? AND state = 'waiting' RETURNING *",
-                (time.time(), project),
-            ).fetchone()
-            if not found:
-                return None
-            begun = "UPDATE projects SET labels = 0, trained_labels = NULL, trained_at = NULL WHERE project = ?"
-            db.execute(begun, (project,))
+            begun = "UPDATE projects SET labels = 0, trained_labels = NULL, trained_at = NULL WHERE project = :project"
+            work.run(begun, project=found["project"])
             return _job(found)
 
-    def progress(self, job_id: str, **where: Any) -> None:
+    def show_life(self, worker: str, jobs: Iterable[Job] = ()) -> list[Job]:
+        """
+        A sign of life: of a worker, and of the jobs that it runs.
+
+        Returns:
+            Those that are not its own any more: it was taken for dead, or they have ended.
+        """
+        sign = (
+            "INSERT INTO workers (name, lease) VALUES (:worker, :lease)"
+            " ON CONFLICT (name) DO UPDATE SET lease = excluded.lease"
+        )
+        renew = "UPDATE work SET lease = :lease WHERE id = :id AND state = 'running' AND token = :token"
+        with self._writing(f"worker {worker}") as work:
+            now = work.now()
+            work.run("DELETE FROM workers WHERE lease < :now", now=now - LEASE_S)
+            work.run(sign, worker=worker, lease=now + LEASE_S)
+            return [job for job in jobs if not work.run(renew, lease=now + LEASE_S, id=job.id, token=job.token)]
+
+    def leave(self, worker: str) -> None:
+        """Forget a worker that ends."""
+        with self._writing(f"worker {worker}") as work:
+            work.run("DELETE FROM workers WHERE name = :worker", worker=worker)
+
+    def workers(self) -> int:
+        """How many workers have shown that they live."""
+        now = self._database.now()
+        return sum(_lasts(row["lease"], now) for row in self._database.rows("SELECT lease FROM workers"))
+
+    def lost(self) -> list[Job]:
+        """The jobs that are said to run, and whose workers have shown no life for as long as a lease lasts."""
+        running = self._database.rows("SELECT * FROM work WHERE state = 'running' ORDER BY seq")
+        now = self._database.now() if running else 0.0
+        return [_job(row) for row in running if not _lasts(row["lease"], now)]
+
+    def progress(self, job: Job, **where: Any) -> None:
         """Write down where a running job is."""
-        with self._transaction() as db:
-            values = (json.dumps(where), job_id)
-            db.execute("UPDATE jobs SET progress = ? WHERE id = ? AND state = 'running'", values)
+        put = "UPDATE work SET progress = :where WHERE id = :id AND state = 'running' AND token = :token"
+        with self._writing(job.project) as work:
+            work.run(put, where=json.dumps(where), id=job.id, token=job.token)
 
     def end(
-        self, job_id: str, state: str, reason: str, manifest: Manifest | None = None, *, gone: bool = False
-    ) -> bool:
+        self, job: Job, ending: Ending, within: Callable[[Transaction], Ending] | None = None, *, lost: bool = False
+    ) -> Ending | None:
         """
         End a running job.
 
         Args:
-            job_id: Its id.
-            state: One that an ended job has.
-            reason: A sentence for people.
-            manifest: What is told of its model, if it has made one.
-            gone: Whether Label Studio does not have the project any more.
+            job: As it was started.
+            ending: How it ends, unless `within` says otherwise.
+            within: Does in the same transaction what goes with it, such as to publish, and says how the job ends then.
+            lost: Its worker is taken for dead, and it ends only if that still holds.
 
         Returns:
-            False if the job does not run, and nothing changes then.
+            How it ended; None if it is not this lease's any more, and nothing changes then.
         """
-        outcome = (manifest or Manifest()).plain() | ({"gone": True} if gone else {})
-        with self._transaction() as db:
-            changed = db.execute(
-                "UPDATE jobs SET state = ?, reason = ?, outcome = ?, ended_at = ? WHERE id = ? AND state = 'running'",
-                (state, reason, json.dumps(outcome), time.time(), job_id),
-            )
-            self._prune(db, job_id)
-            return changed.rowcount == 1
+        with self._writing(job.project) as work:
+            if _held(work, job, lost=lost) is None:
+                return None
+            ended = within(work) if within else ending
+            outcome = ended.manifest.plain() | ({"gone": True} if ended.gone else {})
+            work.run(
+                "UPDATE work SET state = :state, reason = :reason, outcome = :outcome, ended_at = :moment,"
+                " told = :told, lease = :lease WHERE id = :id",
+                state=ended.state, reason=ended.reason, outcome=json.dumps(outcome), moment=time.time(),
+                told=int(ended.state != PUBLISHED), lease=work.now() + LEASE_S, id=job.id,
+            )  # fmt: skip
+            _prune(work, job.id)
+            return ended
 
-    def give_back(self, job_id: str, *, begun: bool = True) -> None:
-        """Let a running job wait again; where another one waits by now, that one does its work."""
-        with self._transaction() as db:
-            job = _job(db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone())
-            other = db.execute("SELECT id FROM jobs WHERE project = ? AND state = 'waiting'", (job.project,)).fetchone()
-            if job.state != RUNNING:
+    def untold(self) -> list[Job]:
+        """The jobs that have published, and of which Label Studio has not been told in as long as a lease lasts."""
+        rows = self._database.rows("SELECT * FROM work WHERE state = 'published' AND told = 0 ORDER BY seq")
+        now = self._database.now() if rows else 0.0
+        return [_job(row) for row in rows if not _lasts(row["lease"], now)]
+
+    def told(self, job: Job, said: str) -> None:
+        """Remember that Label Studio was told of a job's model, or cannot be, and what came of that, for people."""
+        put = "UPDATE work SET told = 1, reason = reason || :said WHERE id = :id AND told = 0"
+        with self._writing(job.project) as work:
+            work.run(put, said=f" {said}" if said else "", id=job.id)
+
+    def give_back(self, job: Job, *, begun: bool = True, lost: bool = False) -> None:
+        """
+        Let a running job wait again; where another one waits by now, that one does its work.
+
+        Args:
+            job: As it was started.
+            begun: Whether this attempt counts.
+            lost: As for `end`.
+        """
+        with self._writing(job.project) as work:
+            held = _held(work, job, lost=lost)
+            if held is None:
                 return
+            other = work.row("SELECT id FROM work WHERE project = :project AND state = 'waiting'", project=job.project)
             if other:
-                said = f"It was interrupted, and job {other['id']} does its work."
-                db.execute("UPDATE jobs SET state = 'merged', reason = ?, outcome = ?, ended_at = ? WHERE id = ?",
-                           (said, json.dumps({"job": other["id"]}), time.time(), job_id))  # fmt: skip
-                db.execute("UPDATE jobs SET requests = requests + ?, attempts = ? WHERE id = ?",
-                           (job.requests, job.attempts - (not begun), other["id"]))  # fmt: skip
-                self._prune(db, job_id)
+                work.run(
+                    "UPDATE work SET state = 'merged', reason = :reason, outcome = :outcome, ended_at = :moment"
+                    " WHERE id = :id",
+                    reason=f"It was interrupted, and job {other['id']} does its work.",
+                    outcome=json.dumps({"job": other["id"]}), moment=time.time(), id=job.id,
+                )  # fmt: skip
+                work.run(
+                    "UPDATE work SET requests = requests + :requests, attempts = :attempts WHERE id = :id",
+                    requests=held["requests"], attempts=held["attempts"] - (not begun), id=other["id"],
+                )  # fmt: skip
+                _prune(work, job.id)
             else:
-                db.execute("UPDATE jobs SET state = 'waiting', attempts = attempts - ?, progress = '{}', "
-                           "started_at = NULL WHERE id = ?", (not begun, job_id))  # fmt: skip
+                work.run(
+                    "UPDATE work SET state = 'waiting', token = '', attempts = attempts - :none, progress = '{}',"
+                    " started_at = NULL WHERE id = :id",
+                    none=int(not begun), id=job.id,
+                )  # fmt: skip
 
     def job(self, job_id: str) -> Job | None:
         """A job by its id."""
-        with self._reading() as db:
-            found = db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-            return _job(found) if found else None
+        found = self._database.row("SELECT * FROM work WHERE id = :id", id=job_id)
+        return _job(found) if found else None
 
     def doing(self, job_id: str) -> Job | None:
         """The job that does what one was asked to do: itself, or the one that it was merged into."""
@@ -314,154 +390,111 @@ class Ledger:
             job = self.job(job.merged_into)
         return job
 
-    def jobs(self, project: str | None = None, states: tuple[str, ...] = (), limit: int = -1) -> list[Job]:
+    def jobs(self, project: str | None = None, states: tuple[str, ...] = STATES, limit: int = NO_LIMIT) -> list[Job]:
         """The jobs of one project or of all, in some states or in any, the newest first, whatever the clock said."""
-        where = ["1"] + (["project = ?"] if project else []) + ([f"state IN ({_marks(states)})"] if states else [])
-        values = [*([project] if project else []), *states, limit]
-        order = f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY rowid DESC LIMIT ?"  # noqa: S608 - marks only
-        with self._reading() as db:
-            return [_job(row) for row in db.execute(order, values)]
+        marks = {f"state{number}": state for number, state in enumerate(states)}
+        mine = "project = :project AND " if project else ""
+        rows = self._database.rows(
+            f"SELECT * FROM work WHERE {mine}state IN ({', '.join(f':{mark}' for mark in marks)})"  # noqa: S608 - marks
+            " ORDER BY seq DESC LIMIT :limit",
+            **marks, **({"project": project} if project else {}), limit=limit,
+        )  # fmt: skip
+        return [_job(row) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """How many jobs of all projects are in each of the states, 0 and those that were pruned included."""
-        with self._reading() as db:
-            all_jobs = "SELECT state, 1 AS jobs FROM jobs UNION ALL SELECT state, jobs FROM pruned"
-            counted = db.execute(f"SELECT state, SUM(jobs) FROM ({all_jobs}) GROUP BY state")  # noqa: S608 - our own text
-            return dict.fromkeys(STATES, 0) | dict(counted)
+        counted = self._database.rows(
+            "SELECT state, CAST(SUM(jobs) AS INTEGER) AS jobs FROM"
+            " (SELECT state, 1 AS jobs FROM work UNION ALL SELECT state, jobs FROM pruned) AS each GROUP BY state"
+        )
+        return dict.fromkeys(STATES, 0) | {row["state"]: row["jobs"] for row in counted}
 
     def know(self, project: str) -> bool:
         """Remember that a project works with this backend; False if that would be one too many."""
-        with self._transaction() as db:
-            self._know(db, project)
-            return bool(db.execute("SELECT 1 FROM projects WHERE project = ?", (project,)).fetchone())
+        with self._writing(project) as work:
+            return _know(work, project)
 
     def knows(self, project: str) -> bool:
         """Whether a project is remembered, or has a job."""
-        with self._reading() as db:
-            one = "SELECT 1 FROM projects WHERE project = ?1 UNION ALL SELECT 1 FROM jobs WHERE project = ?1"
-            return bool(db.execute(one, (project,)).fetchone())
+        one = "SELECT 1 FROM projects WHERE project = :project UNION ALL SELECT 1 FROM work WHERE project = :project"
+        return self._database.row(one, project=project) is not None
 
     def forget(self, project: str) -> None:
         """Forget a project that is gone; its jobs stay."""
-        with self._transaction() as db:
-            db.execute("DELETE FROM projects WHERE project = ?", (project,))
+        with self._writing(project) as work:
+            work.run("DELETE FROM projects WHERE project = :project", project=project)
 
     def read_until(self, project: str, moment: str) -> None:
         """Remember the newest label that a training of the project has read."""
-        with self._transaction() as db:
-            self._know(db, project)
-            db.execute("UPDATE projects SET read_until = ? WHERE project = ?", (moment, project))
+        with self._writing(project) as work:
+            _know(work, project)
+            put = "UPDATE projects SET read_until = :moment WHERE project = :project"
+            work.run(put, moment=moment, project=project)
 
     def projects(self) -> dict[str, str | None]:
         """The projects that are known, and the moment of the newest label that a training has read."""
-        with self._reading() as db:
-            rows = db.execute("SELECT * FROM projects ORDER BY project")
-            # Releases before `is_project` wrote down whatever a request named.
-            return {row["project"]: row["read_until"] for row in rows if is_project(row["project"])}
+        rows = self._database.rows("SELECT project, read_until FROM projects ORDER BY project")
+        # Releases before `is_project` wrote down whatever a request named.
+        return {row["project"]: row["read_until"] for row in rows if is_project(row["project"])}
 
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """The list as it is at one moment; waits for no one who writes, but for the end of it."""
-        with _told("read ({})."), self._opened(self._locked_s) as db:
-            if _version(db) < VERSION:
-                with self._transaction():
-                    pass  # makes the tables
-            db.execute("BEGIN")
-            yield db
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        deadline = time.monotonic() + self._locked_s
-        # One thread at a time: SQLite lets those that wait sleep longer and longer, and newcomers pass them.
-        mine = self._turn.acquire(timeout=self._locked_s)
-        try:
-            with _told("written ({}). Nothing was accepted."):
-                if not mine:
-                    raise sqlite3.OperationalError("it is in use")
-                with self._opened(max(0.0, deadline - time.monotonic())) as db:
-                    db.execute("PRAGMA journal_mode = TRUNCATE")  # half the time of the default, and as safe
-                    db.execute("BEGIN IMMEDIATE")
-                    with db:
-                        if _version(db) < VERSION:
-                            self._migrate(db)
-                        yield db
-        finally:
-            if mine:
-                self._turn.release()
-
-    @contextmanager
-    def _opened(self, locked_s: float) -> Iterator[sqlite3.Connection]:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Not in WAL mode, which needs memory that the machines of a shared volume do not share.
-        with closing(sqlite3.connect(self._path, timeout=locked_s, isolation_level=None)) as db:
-            db.row_factory = sqlite3.Row
-            yield db
-
-    @staticmethod
-    def _migrate(db: sqlite3.Connection) -> None:
-        """Make the tables; those of older releases get the columns that are new, and lose one that nobody needs."""
-        for statement in SCHEMA:
-            db.execute(statement)
-        there = {row["name"] for row in db.execute("PRAGMA table_info(projects)")}
-        for column, kind in SINCE_1.items():
-            if column not in there:
-                db.execute(f"ALTER TABLE projects ADD COLUMN {column} {kind}")
-        if "from_scratch" in {row["name"] for row in db.execute("PRAGMA table_info(jobs)")}:
-            db.execute("ALTER TABLE jobs DROP COLUMN from_scratch")
-            # Until now the button was the way to a training, or a setting that somebody made.
-            db.execute("UPDATE projects SET pressed = 1 WHERE project IN (SELECT project FROM jobs)")
-        db.execute(f"PRAGMA user_version = {VERSION}")
-
-    @staticmethod
-    def _new(db: sqlite3.Connection, project: str) -> Job:
-        job = Job(secrets.token_hex(4), project, WAITING, 1, 0, time.time())
-        values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in asdict(job).items()}
-        db.execute(f"INSERT INTO jobs ({', '.join(values)}) VALUES ({_marks(values)})", list(values.values()))  # noqa: S608 - our own names
-        return job
-
-    @staticmethod
-    def _know(db: sqlite3.Connection, project: str) -> None:
-        one = "INSERT OR IGNORE INTO projects (project) SELECT ? WHERE (SELECT COUNT(*) FROM projects) < ?"
-        db.execute(one, (project, KNOWN_MAX))
-
-    @staticmethod
-    def _is_full(db: sqlite3.Connection, project: str) -> bool:
-        """Whether a job of the project would be one too many; one that waits already takes every request."""
-        waiting = [row["project"] for row in db.execute("SELECT project FROM jobs WHERE state = 'waiting'")]
-        return len(waiting) >= WAITING_MAX and project not in waiting
-
-    @staticmethod
-    def _prune(db: sqlite3.Connection, ended: str) -> None:
-        """Remove the oldest ended jobs but for the one that has just ended, and keep their number."""
-        bounds = {"ended": ended, "of_one": ENDED_MAX, "of_all": ENDED_MAX_OF_ALL}
-        removed = Counter(row["state"] for row in db.execute(PRUNE, bounds))
-        add = "INSERT INTO pruned VALUES (?, ?) ON CONFLICT (state) DO UPDATE SET jobs = jobs + excluded.jobs"
-        db.executemany(add, removed.items())
+    def _writing(self, key: str) -> AbstractContextManager[Transaction]:
+        return self._database.writing(key, self._wait_s)
 
 
-@contextmanager
-def _told(failure: str) -> Iterator[None]:
-    """Say in a sentence that the list cannot be used, and how that failed."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        said = failure.format(error)
-        raise StateError(f"The list of jobs in the state folder cannot be {said} {STATE_REMEDY}") from error
+def _held(work: Transaction, job: Job, *, lost: bool) -> Row | None:
+    """A running job whose lease is the one of this start, and which has run out if it is said to be lost."""
+    running = "SELECT * FROM work WHERE id = :id AND state = 'running' AND token = :token"
+    found = work.row(running, id=job.id, token=job.token)
+    return None if found is None or (lost and _lasts(found["lease"], work.now())) else found
 
 
-def _version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
+def _lasts(lease: float, now: float) -> bool:
+    """Whether a lease has not run out; one that would last longer than they do is of a clock that was moved back."""
+    return now <= lease <= now + 2 * LEASE_S
 
 
-def _job(row: sqlite3.Row) -> Job:
+def _new(work: Transaction, project: str) -> Job:
+    job = Job(secrets.token_hex(4), project, WAITING, 1, 0, time.time())
+    values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in asdict(job).items()}
+    marks = ", ".join(f":{name}" for name in values)
+    work.run(f"INSERT INTO work ({', '.join(values)}) VALUES ({marks})", **values)  # noqa: S608 - our own names
+    return job
+
+
+def _know(work: Transaction, project: str) -> bool:
+    """Remember a project, unless it is one too many; whether it is remembered."""
+    if work.row("SELECT 1 FROM projects WHERE project = :project", project=project):
+        return True
+    add = (
+        "INSERT INTO projects (project) SELECT CAST(:project AS TEXT) WHERE (SELECT COUNT(*) FROM projects) < :most"
+        " ON CONFLICT (project) DO NOTHING"
+    )
+    return work.run(add, project=project, most=KNOWN_MAX) == 1
+
+
+def _is_full(work: Transaction, project: str) -> bool:
+    """Whether a job of the project would be one too many; one that waits already takes every request."""
+    waiting = work.rows("SELECT project FROM work WHERE state = 'waiting'")
+    return len(waiting) >= WAITING_MAX and project not in {row["project"] for row in waiting}
+
+
+def _prune(work: Transaction, ended: str) -> None:
+    """Remove the oldest ended jobs but for the one that has just ended, and keep their number."""
+    bounds = {"of_one": ENDED_MAX, "of_all": ENDED_MAX_OF_ALL, "no_limit": NO_LIMIT}
+    removed = Counter(row["state"] for row in work.rows(PRUNE, ended=ended, **bounds))
+    add = (
+        "INSERT INTO pruned (state, jobs) VALUES (:state, :jobs)"
+        " ON CONFLICT (state) DO UPDATE SET jobs = pruned.jobs + excluded.jobs"
+    )
+    for state, jobs in sorted(removed.items()):  # in one order, so that nobody waits for who waits for him
+        work.run(add, state=state, jobs=jobs)
+
+
+def _job(row: Row) -> Job:
     values = {each.name: row[each.name] for each in fields(Job)}
     return Job(**values | {name: json.loads(row[name]) for name in ("progress", "outcome")})
 
 
-def _known(row: sqlite3.Row) -> Known:
+def _known(row: Row) -> Known:
     values = {each.name: row[each.name] for each in fields(Known)}
     return Known(**values | {name: bool(row[name]) for name in ("pressed", "look")})
-
-
-def _marks(values: Any) -> str:
-    return ", ".join("?" for _ in values)
