@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from celestial_backend.database import Database
 from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.metrics import Metrics
+from celestial_backend.models.pointers import take_over_pointers
 from celestial_backend.models.store import ModelStore
 from celestial_backend.pictures.reader import ImageReader
 from celestial_backend.predictor import Predictor
@@ -18,6 +20,7 @@ class Services:
     """Everything a process works with; lives as long as the process, safe between threads."""
 
     settings: Settings
+    database: Database
     store: ModelStore
     studio: Studio
     images: ImageReader
@@ -28,10 +31,12 @@ class Services:
 
 def build(settings: Settings, *, look_only: bool = False) -> Services:
     """Build the services; opens, loads and connects nothing yet, so a fork may follow. As for `ModelStore`."""
-    store = ModelStore(settings, look_only=look_only)
+    database = Database(settings, look_only=look_only)
+    database.old.append(take_over_pointers(settings))
+    store = ModelStore(settings, database, look_only=look_only)
     studio = Studio(settings)
     metrics = Metrics()
     images = ImageReader(settings, studio, metrics)
     jobs = Jobs(settings, store, studio)
     predictor = Predictor(settings, store, images, metrics, missing=jobs.missing)
-    return Services(settings, store, studio, images, predictor, jobs, metrics)
+    return Services(settings, database, store, studio, images, predictor, jobs, metrics)

@@ -19,7 +19,6 @@ from celestial_backend.jobs.trainings import HOW_TO_START, worker_lives
 from celestial_backend.labels import some
 from celestial_backend.models import standalone
 from celestial_backend.models.registry import Described
-from celestial_backend.models.store import ModelStore
 from celestial_backend.services import build
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.studio.project import StudioProject
@@ -51,7 +50,7 @@ def models(context: click.Context, project: int | None, *, as_json: bool) -> Non
     """List the models of the store: parent, scores, and for which projects they are live."""
     if context.invoked_subcommand is not None:
         return
-    store = ModelStore(context.obj)
+    store = build(context.obj).store
     shared, live = store.live_tag(), store.pointers.projects()
     rows: list[dict[str, Any]] = [
         {

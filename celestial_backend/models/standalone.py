@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from celestial_backend.database import Database
 from celestial_backend.errors import ModelError
 from celestial_backend.features.embedder import SIDE_PX, convolutions, weights_file
 from celestial_backend.labels import some
@@ -67,7 +68,7 @@ def export(settings: Settings, tag: str, file: Path, control: str | None = None)
     file = file.resolve()  # BentoML takes a path that is not whole as one below /
     if not file.parent.is_dir():
         raise ModelError(f"{file} cannot be written: there is no folder {file.parent}. Make it, or choose another one.")
-    store = ModelStore(settings)
+    store = ModelStore(settings, Database(settings))
     folder = store.registry.path(tag)
     if not store.registry.holds(tag):
         held = ", ".join(model.tag for model in store.registry.models(tag.partition(":")[0])) or "none of that name"

@@ -1,124 +1,40 @@
 """
 Which model is live for a project, and the loaded copies in this process.
 
-A project's pointer is one small file, replaced in one step; a project without one works with the model that the
-settings name. It holds the tag, and the job that published it, so that a job whose worker died right after the step
-is known to have done its work. The tag is known at once; the model behind it is loaded by the first request that
-needs it, or by `warm_up`.
+The tag is known at once; the model behind it is loaded by the first request that needs it, or by `warm_up`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import cast
 
-from celestial_backend.errors import (
-    STATE_REMEDY,
-    ModelError,
-    ModelLoadError,
-    ModelNotFoundError,
-    RequestError,
-    StateError,
-)
+from celestial_backend.database import Database, Transaction
+from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundError
 from celestial_backend.features import FeatureCache
 from celestial_backend.labels import Vocabulary
 from celestial_backend.models import classifier, registry
 from celestial_backend.models.classifier import Classifier, Model
 from celestial_backend.models.embedders import open_embedder
 from celestial_backend.models.families import FAMILIES, Needs, family_of
+from celestial_backend.models.pointers import Pointer, Pointers
 from celestial_backend.models.registry import Registry
 from celestial_backend.planets import network
-from celestial_backend.settings import MODEL_NAME, Settings, is_project, no_project, project_of
-from celestial_backend.state import StateFolder, replace_text
+from celestial_backend.settings import MODEL_NAME, Settings, project_of
+from celestial_backend.state import replace_text
 
 logger = logging.getLogger(__name__)
 DEFAULT_MODEL = Path(network.__file__).with_name("default_model")
 RETRY_S = 30.0  # a model that failed to load is tried again after this long
 LOADED_MAX = 8  # models of each kind that one process keeps loaded, for as many projects
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """A live tag, and the job that published it; no job where a person chose it."""
-
-    tag: str
-    job: str = ""
-
-
-class Pointers:
-    """The pointers of all projects; safe between threads and processes."""
-
-    def __init__(self, model_dir: Path) -> None:
-        self._folder = StateFolder(model_dir).pointers
-
-    def read(self, project: str) -> Pointer | None:
-        """A project's pointer, None without one; costs some 20 µs."""
-        if not is_project(project):  # a request may carry anything
-            return None
-        try:
-            return Pointer(**json.loads(self._path(project).read_bytes()))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            raise StateError(
-                f"The pointer to the live model of project {project} cannot be read ({type(error).__name__}). "
-                f"Write it anew with: python -m celestial_backend models use TAG --project {project}"
-            ) from error
-
-    def write(self, project: str, pointer: Pointer) -> None:
-        """
-        Make a tag the live one of a project, at once and for every process.
-
-        Raises:
-            RequestError: The project is no number.
-            StateError: It could not be written; the old one is live.
-        """
-        try:
-            replace_text(self._path(project), json.dumps(asdict(pointer)))
-        except OSError as error:
-            raise _unchanged(project, error) from error
-
-    @contextmanager
-    def alone(self, project: str) -> Iterator[None]:
-        """
-        Keep others from changing a project's pointer meanwhile: who publishes looks first at what is live.
-
-        Raises:
-            RequestError: The project is no number.
-            StateError: The state folder cannot be written.
-        """
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock = self._path(project).with_suffix(".lock").open("w")
-        except OSError as error:
-            raise _unchanged(project, error) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def projects(self) -> dict[str, str]:
-        """The projects that have a pointer, and the tags, in the order of their numbers."""
-        found = sorted(filter(is_project, (path.stem for path in self._folder.glob("*.json"))), key=int)
-        return {project: pointer.tag for project in found if (pointer := self.read(project))}
-
-    def _path(self, project: str) -> Path:
-        if not is_project(project):
-            raise RequestError(no_project(project))
-        return self._folder / f"{project}.json"
-
-
-def _unchanged(project: str, error: OSError) -> StateError:
-    return StateError(f"The live model of project {project} cannot be changed ({error.strerror}). {STATE_REMEDY}")
 
 
 @dataclass
@@ -136,16 +52,18 @@ class ModelStore:
     Made before a fork, used after it: nothing is opened or loaded until it is asked for.
     """
 
-    def __init__(self, settings: Settings, *, look_only: bool = False) -> None:
+    def __init__(self, settings: Settings, database: Database, *, look_only: bool = False) -> None:
         """
         Args:
             settings: Of the process.
+            database: Says which models are live.
             look_only: Nothing is put into the store or the state folder, not even what a start would put there.
         """
         self.registry = Registry(settings.bentoml_home)
-        self.pointers = Pointers(settings.model_dir)
+        self.pointers = Pointers(database)
         self.features = FeatureCache(settings)  # what this machine knows of pictures already
         self._settings = settings
+        self._database = database
         self._look_only = look_only
         self._wanted: str | None = None
         self._preparing = threading.Lock()
@@ -172,19 +90,9 @@ class ModelStore:
         Raises:
             ModelNotFoundError: The store holds no such model; the message says which it holds.
             ModelError: The file cannot be imported.
+            StateError: The database cannot be read, and it is not remembered which model is the project's.
         """
-        wanted = self._wanted_now()
-        pointer = self.pointers.read(project) if project else None
-        if pointer is None:
-            return self._resolve(wanted)
-        if self.registry.holds(pointer.tag):
-            return pointer.tag
-        if pointer.tag not in self._missed:
-            self._missed.add(pointer.tag)
-            logger.error("The live model of project %s, %s, is not in the store; %s is served. Choose another with: "
-                         "python -m celestial_backend models use TAG --project %s",
-                         project, pointer.tag, wanted, project)  # fmt: skip
-        return self._resolve(wanted)
+        return self._live(project, self.pointers.read(project) if project else None)
 
     def current(self, project: str = "") -> Model:
         """
@@ -268,7 +176,9 @@ class ModelStore:
             registry.outline(archive, Path(place))
             family_of(Path(place)).check(registry.tag_of(archive), Path(place))
 
-    def publish(self, project: str, tag: str, *, job: str = "", instead_of: str | None = None) -> bool:
+    def publish(
+        self, project: str, tag: str, *, job: str = "", instead_of: str | None = None, within: Transaction | None = None
+    ) -> bool:
         """
         Make a model the live one of a project, for every process from its next request on.
 
@@ -277,17 +187,21 @@ class ModelStore:
             tag: A model of the store.
             job: The job that trained it; none where a person chose it.
             instead_of: What must be live until now; False is returned, and nothing changed, if it is not.
+            within: A transaction that is alone with the project, and that this becomes part of; else one is made.
 
         Raises:
             ModelNotFoundError: The store does not hold the model.
-            StateError: The pointer cannot be written.
+            StateError: The database cannot be written.
         """
-        with self.pointers.alone(project):
-            self._held(tag)
-            if instead_of is not None and self.live_tag(project) != instead_of:
-                return False
-            self.pointers.write(project, Pointer(tag, job))
-        logger.info("Project %s is served %s from now on", project, tag)
+        self._held(tag)
+        if within is None:
+            self._wanted_now()  # nobody waits for an import in a transaction
+            with self._database.writing(project) as transaction:
+                return self.publish(project, tag, job=job, instead_of=instead_of, within=transaction)
+        if instead_of is not None and self._live(project, self.pointers.read(project, within)) != instead_of:
+            return False
+        self.pointers.write(project, Pointer(tag, job), within)
+        logger.info("Project %s gets %s as its live model", project, tag)
         return True
 
     def prune(self, project: str) -> list[str]:
@@ -297,27 +211,45 @@ class ModelStore:
         The live models of all projects, their parents, the networks whose features a model that
         stays needs, and the models of all projects stay.
         """
-        with self.pointers.alone(project):
-            described = {model.tag: model for model in self.registry.models()}
+        described = {model.tag: model for model in self.registry.models()}
+        mine = [tag for tag in described if project_of(tag) == project]
+        others = [tag for tag in described if project_of(tag) != project]
+        newest = mine[-self._settings.keep_models :]
+        if len(newest) == len(mine):
+            return []
+        shared = self.live_tag()
+        with self._database.writing(project) as transaction:
             kept: set[str] = set()
-            for tag in [*self.pointers.projects().values(), self.live_tag(project)]:
+            for tag in [shared, *(row["tag"] for row in transaction.rows("SELECT tag FROM live"))]:
                 ancestor: str | None = tag
                 while ancestor in described and ancestor not in kept:
                     kept.add(ancestor)
                     ancestor = described[ancestor].parent
-            mine = [tag for tag in described if project_of(tag) == project]
-            others = [tag for tag in described if project_of(tag) != project]
-            for tag in {*kept, *mine[-self._settings.keep_models :], *others}:
+            for tag in {*kept, *newest, *others}:
                 kept |= {described[tag].base or tag}
-            removed = [tag for tag in mine[: -self._settings.keep_models] if tag not in kept]
+            removed = [tag for tag in mine if tag not in newest and tag not in kept]
             for tag in removed:
                 self.registry.remove(tag)
-            return removed
+        return removed
 
     def default_to_come(self) -> str:
         """The tag of the default model that the next start puts into the store, and serves; "" if it puts none."""
         wanted = self._settings.bentomodel is None and self._named() == f"{MODEL_NAME}:latest" and self._wants_default()
         return f"{MODEL_NAME}:{network.version(DEFAULT_MODEL)}" if wanted else ""
+
+    def _live(self, project: str, pointer: Pointer | None) -> str:
+        """The tag that is served to a project with this pointer."""
+        wanted = self._wanted_now()
+        if pointer is None:
+            return self._resolve(wanted)
+        if self.registry.holds(pointer.tag):
+            return pointer.tag
+        if pointer.tag not in self._missed:
+            self._missed.add(pointer.tag)
+            logger.error("The live model of project %s, %s, is not in the store; %s is served. Choose another with: "
+                         "python -m celestial_backend models use TAG --project %s",
+                         project, pointer.tag, wanted, project)  # fmt: skip
+        return self._resolve(wanted)
 
     def _wanted_now(self) -> str:
         """What is served now to projects without a model of their own, ``latest`` unresolved."""

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from celestial_backend.commands.cli import main
 from celestial_backend.jobs.ledger import FAILED, KEPT, MERGED, PUBLISHED, Ledger
 from celestial_backend.jobs.trainings import Jobs
-from celestial_backend.models.store import ModelStore
 from celestial_backend.planets.renderer import render
 from celestial_backend.settings import Settings
 from tests.support.backend_server import REPOSITORY
 from tests.support.label_studio import RESERVED_NETWORKS, networks_without
+from tests.support.stores import store_of
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def test_train_registers_a_model_that_is_served(tmp_path: Path) -> None:
     done = run("train", folder)
     assert done.returncode == 0, done.stderr
     tag, said = done.stdout.splitlines()
-    store = ModelStore(Settings.from_environ())
+    store = store_of(Settings.from_environ())
     assert store.live_tag() == tag
     assert store.classes(tag, 0) == ("Earth", "Saturn")
     assert re.match(r"1[3-6] of 16 pictures \([0-9.]+%\) are right, each by a head that had not learned it\. ", said)

@@ -25,7 +25,7 @@ from celestial_backend.doctor import machine
 from celestial_backend.doctor import studio as studio_checks
 from celestial_backend.jobs.ledger import Ledger
 from celestial_backend.jobs.processes import lock
-from celestial_backend.models.store import DEFAULT_MODEL, ModelStore
+from celestial_backend.models.store import DEFAULT_MODEL
 from celestial_backend.planets import network
 from celestial_backend.services import build
 from celestial_backend.settings import MODEL_NAME, NEEDS_LABELS, Settings
@@ -40,6 +40,7 @@ from tests.support.backend_server import (
     plain_environ,
 )
 from tests.support.label_studio import LabelStudioServer
+from tests.support.stores import store_of
 
 MonkeyPatch = pytest.MonkeyPatch
 
@@ -112,7 +113,7 @@ def test_a_look_after_an_upgrade_changes_nothing(monkeypatch: MonkeyPatch) -> No
     assert found["state"] == "warn"
     assert f"{old} loads, with 10 classes" in found["what"]
     assert f"the next start serves {new} in its place." in found["what"]
-    assert ModelStore(Settings.from_environ()).live_tag() == new
+    assert store_of(Settings.from_environ()).live_tag() == new
     found = doctor().findings["Model"]
     assert found["state"] == "ok"
     assert f"{new} loads" in found["what"]

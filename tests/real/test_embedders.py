@@ -24,9 +24,9 @@ from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundEr
 from celestial_backend.features.embedder import Lite0
 from celestial_backend.models import embedders
 from celestial_backend.models.embedders import StoredNetwork, open_embedder
-from celestial_backend.models.store import ModelStore
 from celestial_backend.settings import Settings
 from tests.support.colours import plain, png
+from tests.support.stores import store_of
 
 COLOURS = {"warm": ("red", "orange", "tomato", "gold", "coral", "brown"), "cool": ("blue", "navy", "teal", "cyan")}
 
@@ -104,7 +104,7 @@ def test_a_network_is_added_learned_with_and_served(
             (folder / name / f"{colour}.png").write_bytes(png(colour))
     monkeypatch.setenv("CELESTIAL_EMBEDDER", "Tiny")
     told = json.loads(run("train", folder, "--json"))
-    store = ModelStore(settings)
+    store = store_of(settings)
     assert store.live_tag() == told["tag"]
     model = store.current()
     assert model.vocabulary.classes == ("cool", "warm")
@@ -116,7 +116,7 @@ def test_a_network_is_added_learned_with_and_served(
     embedders._opened.clear()
     assert open_embedder(settings).name != embedder.name
     with pytest.raises(ModelLoadError, match=rf"learned on features of the embedder {embedder.name}, and tiny-\w+ is"):
-        ModelStore(settings).current()
+        store_of(settings).current()
 
 
 def test_a_name_depends_on_the_files_alone(settings: Settings, weights: Callable[[int], Path]) -> None:

@@ -27,7 +27,7 @@ from celestial_backend.models.classifier import Classifier, NetworkFeatures
 from celestial_backend.models.embedders import StoredNetwork
 from celestial_backend.models.passes import rows_of
 from celestial_backend.models.saved import HERE
-from celestial_backend.models.store import DEFAULT_MODEL, ModelStore
+from celestial_backend.models.store import DEFAULT_MODEL
 from celestial_backend.pictures.hooks import USUAL_PX
 from celestial_backend.planets.renderer import render
 from celestial_backend.services import build
@@ -37,6 +37,7 @@ from tests.support import outside_models as outside
 from tests.support.backend_server import BODIES, REPOSITORY
 from tests.support.colours import plain
 from tests.support.outside_models import NAMES, folder_of, layers, network, preprocess, save, save_files
+from tests.support.stores import store_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 OTHER = "3.12" if HERE != "3.12" else "3.13"
@@ -50,7 +51,7 @@ def settings(tmp_path: Path) -> Settings:
 def refused(settings: Settings) -> str:
     """The sentences for the model that is live; for people, on one line, without a path of this machine."""
     with pytest.raises(ModelLoadError) as raised:
-        ModelStore(settings).current()
+        store_of(settings).current()
     return fit_for_people(str(raised.value), settings)
 
 
@@ -66,7 +67,7 @@ def fit_for_people(text: str, settings: Settings) -> str:
 
 def served(settings: Settings, *colours: str) -> list[dict[str, float]]:
     """What the live model says of pictures, as named probabilities."""
-    model = ModelStore(settings).current()
+    model = store_of(settings).current()
     rows = model.probabilities(np.concatenate([model.prepare(plain(colour)) for colour in colours]))
     return [dict(zip(model.vocabulary.classes, row.tolist(), strict=True)) for row in rows]
 
@@ -194,7 +195,7 @@ def test_a_file_of_another_python_does_not_get_into_the_store(settings: Settings
     bentoml.models.export_model(tag, str(tmp_path / "other.bentomodel"))
     file, empty = tmp_path / "other.bentomodel", tmp_path / "empty"
     here = Settings(model_dir=empty, bentoml_home=empty, bentomodel=file)
-    store = ModelStore(here)
+    store = store_of(here)
     for _ in range(2):
         with pytest.raises(ModelLoadError, match=f"Python {OTHER} has saved {tag}, and this is Python {HERE}"):
             store.live_tag()
@@ -207,7 +208,7 @@ def test_a_file_of_another_python_does_not_get_into_the_store(settings: Settings
 
 def test_our_network_needs_no_pickle(settings: Settings, saturn: Path, tmp_path: Path) -> None:
     """One store serves all versions of Python, and what is exported under this one holds code of this one."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     folder = folder_of(settings, tag := store.live_tag())
     outside.describe(folder, python_version=f"{OTHER}.1")
     (folder / "custom_objects.pkl").write_bytes(outside.deadly())
@@ -217,7 +218,7 @@ def test_our_network_needs_no_pickle(settings: Settings, saturn: Path, tmp_path:
     assert f"{tag} loads, with 10 classes" in told["doctor"]
     empty = tmp_path / "empty"
     elsewhere = Settings(model_dir=empty, bentoml_home=empty, bentomodel=tmp_path / "out.bentomodel")
-    assert ModelStore(elsewhere).live_tag() == tag
+    assert store_of(elsewhere).live_tag() == tag
     outside.describe(folder_of(elsewhere, tag), python_version=HERE)
     import cloudpickle
 
@@ -259,7 +260,7 @@ def test_an_embedder_of_another_python_is_not_read(settings: Settings) -> None:
 )
 def test_networks_of_earlier_releases_need_no_pickle(settings: Settings, facts: dict[str, Any], parent: str) -> None:
     """Those that were registered, and those that were taught a project's labels, by what was said of them then."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     default = store.live_tag()
     told = dict(store.registry.describe(default).metadata)
     told.pop("pixels")
@@ -272,8 +273,8 @@ def test_networks_of_earlier_releases_need_no_pickle(settings: Settings, facts: 
     folder = folder_of(settings, made)
     outside.describe(folder, python_version=f"{OTHER}.1")
     (folder / "custom_objects.pkl").write_bytes(outside.telling())
-    assert ModelStore(settings).classes(made, 0) == BODIES
-    model = ModelStore(settings).model(made)
+    assert store_of(settings).classes(made, 0) == BODIES
+    model = store_of(settings).model(made)
     assert BODIES[int(model.probabilities(model.prepare(render("Saturn", 5)))[0].argmax())] == "Saturn"
 
 
@@ -283,13 +284,13 @@ def test_a_strangers_network_is_not_taken_for_ours(settings: Settings, parent: s
     tag = save()
     told = {"classes": list(NAMES), "training": {"versions": {"celestial_backend": "0.1.0"}}}
     made = save(metadata=told | {"parent": {"own": tag, "stranger": tag}.get(parent, f"{MODEL_NAME}:{parent}")})
-    assert ModelStore(settings).live_tag() == made
+    assert store_of(settings).live_tag() == made
     assert said(settings, "red") == "red"
 
 
 def test_pixels_of_another_release_are_not_guessed(settings: Settings) -> None:
     """Other numbers than it has learned from would give wrong answers."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     told = dict(store.registry.describe(store.live_tag()).metadata) | {"pixels": 2}
     store.registry.add(f"{MODEL_NAME}:later", DEFAULT_MODEL, lambda _: None, lambda _: None, told)
     assert re.search(r"must be 1, and model.yaml says 2: .* Install the newest release", refused(settings))
@@ -458,7 +459,7 @@ def changing(give: Any) -> Any:
 def test_a_picture_that_breaks_the_rule_costs_its_request(settings: Settings, give: Any, sentence: str) -> None:
     """The probe alone may miss it; other requests are answered."""
     save(postprocess=changing(give))
-    model = ModelStore(settings).current()
+    model = store_of(settings).current()
     good, bad = (model.prepare(plain(colour)) for colour in ("blue", "red"))
     assert model.probabilities(np.concatenate([good, good])).argmax(axis=1).tolist() == [2, 2]
     with pytest.raises(ModelError, match=sentence) as raised:
@@ -472,7 +473,7 @@ def test_a_row_that_is_not_finite_is_left_to_its_task(settings: Settings) -> Non
     """It costs that task its prediction, and no other; an infinite number is no certainty."""
     for strange in (np.nan, np.inf):
         save(postprocess=changing(lambda _, strange=strange: {"red": strange, "green": 0.0, "blue": 0.0}))
-        model = ModelStore(settings).current()
+        model = store_of(settings).current()
         rows = model.probabilities(np.concatenate([model.prepare(plain(colour)) for colour in ("blue", "red")]))
         assert np.isfinite(rows).all(axis=1).tolist() == [True, False]
 
@@ -625,7 +626,7 @@ def test_a_network_that_cannot_be_asked_is_refused(settings: Settings, make: Any
 def test_features_are_those_before_the_one_last_layer(settings: Settings, make: Any, give: Any) -> None:
     """A training goes on without those of a network that has several outputs, or ends otherwise."""
     save(make(), postprocess=lambda outputs: {"probabilities": give(outputs)})
-    model = ModelStore(settings).current()
+    model = store_of(settings).current()
     assert isinstance(model, Classifier)
     with pytest.raises(ModelLoadError, match="has no features"):
         NetworkFeatures(model)
@@ -636,7 +637,7 @@ def test_a_network_of_one_number_has_features(settings: Settings) -> None:
     give = NETWORKS[0].values[1]
     model = functional(lambda x: layers.Dense(1, activation="sigmoid")(x))
     save(model, postprocess=lambda outputs: {"probabilities": give(outputs)})
-    model = ModelStore(settings).current()
+    model = store_of(settings).current()
     assert isinstance(model, Classifier)
     features = NetworkFeatures(model)
     assert (features.width, features.vectors(model.prepare(plain("red"))).tolist()) == (3, [[5, 0, 0]])
@@ -649,7 +650,7 @@ def test_a_subclassed_network_is_served_and_has_no_features(settings: Settings) 
     model.dense.set_weights([np.eye(3)])
     save(model, Own=Own, postprocess=lambda outputs: {"probabilities": shares(outputs["far"][0][0])})
     assert said(settings, "lime") == "green"
-    loaded = ModelStore(settings).current()
+    loaded = store_of(settings).current()
     assert isinstance(loaded, Classifier)
     with pytest.raises(ModelLoadError, match="has no features"):
         NetworkFeatures(loaded)
@@ -706,7 +707,7 @@ def test_what_is_no_network_of_keras_is_named(settings: Settings, write: Any, se
     assert re.search(sentence, told := refused(settings))
     if "cannot be loaded" not in sentence:
         with pytest.raises(ModelLoadError) as raised:
-            ModelStore(settings).classes(tag, 0)
+            store_of(settings).classes(tag, 0)
         assert str(raised.value) == told
 
 
@@ -901,7 +902,7 @@ def test_doctor_says_the_same(settings: Settings, monkeypatch: pytest.MonkeyPatc
 def test_a_failure_is_told_without_another_try(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a model of ours."""
     save(postprocess=whole(lambda _: None))
-    store, tries = ModelStore(settings), []
+    store, tries = store_of(settings), []
     load = store_module.classifier.load
     monkeypatch.setattr(store_module.classifier, "load", lambda *given: tries.append(1) or load(*given))
     for _ in range(3):

@@ -25,6 +25,7 @@ from celestial_backend.models.store import ModelStore
 from celestial_backend.planets.renderer import render
 from celestial_backend.settings import MODEL_NAME, Settings
 from tests.support.backend_server import plain_environ
+from tests.support.stores import store_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 WIDTHS = {GENERAL: Lite0.width, OWN: 128}  # of the default model's features
@@ -92,7 +93,7 @@ def test_what_was_exported_says_the_same_alone(settings: Settings, tmp_path: Pat
 
     Served by this package again, from the file, it says the same too.
     """
-    store = ModelStore(settings)
+    store = store_of(settings)
     base = store.live_tag()
     shared = add(store, "folder-1", head("", TWO, GENERAL))
     kind, mood = head("kind", TWO, OWN), head("mood", THREE, GENERAL, OWN, multiple=True)
@@ -119,7 +120,7 @@ def test_what_was_exported_says_the_same_alone(settings: Settings, tmp_path: Pat
         "network": base.partition(":")[2], "any": "folder-1-alone",
         "kind": "project-7-ab12-alone-0", "mood": "project-7-ab12-alone-1",
     }  # fmt: skip
-    again = ModelStore(replace(settings, bentomodel=place / "mood.bentomodel"))
+    again = store_of(replace(settings, bentomodel=place / "mood.bentomodel"))
     tag = again.live_tag("7")
     assert (tag, again.classes(tag, 0)) == (alone["mood"][0], THREE)
     assert said_here(again, tag, pictures) == pytest.approx(said_here(store, heads, pictures)[:, 2:], abs=1e-3)
@@ -127,7 +128,7 @@ def test_what_was_exported_says_the_same_alone(settings: Settings, tmp_path: Pat
 
 def test_one_of_several_controls_is_named(settings: Settings, tmp_path: Path) -> None:
     """And it must have been learned."""
-    store, file = ModelStore(settings), tmp_path / "mood.bentomodel"
+    store, file = store_of(settings), tmp_path / "mood.bentomodel"
     base = store.live_tag()
     classes = store.classes(base, 0) or ()
     tag = add(store, "project-7-ab12", head("kind", TWO, GENERAL), Head.of_network("sky", classes), base=base)
@@ -141,7 +142,7 @@ def test_one_of_several_controls_is_named(settings: Settings, tmp_path: Path) ->
 
 def test_what_cannot_be_exported_is_said(settings: Settings, tmp_path: Path) -> None:
     """A tag that is not there, a name that BentoML would not know, a folder that is not there."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     tag = store.live_tag()
     for asked, file, sentence in (
         (f"{MODEL_NAME}:gone", "a.bentomodel", "gone is not in the BentoML store, which holds celestial"),
@@ -157,14 +158,14 @@ def test_what_cannot_be_exported_is_said(settings: Settings, tmp_path: Path) -> 
 
 def test_the_command_says_what_the_file_holds(settings: Settings, tmp_path: Path) -> None:
     """The version alone names a model of ours."""
-    tag, file = ModelStore(settings).live_tag(), tmp_path / "network.bentomodel"
+    tag, file = store_of(settings).live_tag(), tmp_path / "network.bentomodel"
     done = CliRunner().invoke(main, ["models", "export", tag.partition(":")[2], str(file)])
     assert (done.exit_code, done.stdout) == (0, f"{file} holds {tag}.\n")
 
 
 def test_a_file_may_be_named_from_here(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a folder that is not there is told before there is any work."""
-    tag = ModelStore(settings).live_tag()
+    tag = store_of(settings).live_tag()
     monkeypatch.chdir(tmp_path)
     Path("sub").mkdir()
     for name in ("here.bentomodel", "sub/there.bentomodel"):

@@ -40,6 +40,7 @@ from celestial_backend.settings import MODEL_NAME, Settings, project_tag
 from celestial_backend.web.app import create_app
 from tests.support.backend_server import BODIES, REPOSITORY, label_config
 from tests.support.colours import Colours, plain
+from tests.support.stores import store_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -74,7 +75,7 @@ def two_classes(outputs):
 
 def test_an_empty_store_gets_the_default_model(settings: Settings) -> None:
     """The first start serves the embedded model, under a tag that says which weights it holds."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     tag = store.live_tag()
     assert tag.startswith(f"{MODEL_NAME}:default-")
     assert store.current().tag == tag
@@ -88,7 +89,7 @@ def test_an_empty_store_gets_the_default_model(settings: Settings) -> None:
 def test_the_default_model_is_registered_once(settings: Settings) -> None:
     """Many processes that start at the same moment on one empty store agree on one tag."""
     tags: list[str] = []
-    threads = [threading.Thread(target=lambda: tags.append(ModelStore(settings).live_tag())) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: tags.append(store_of(settings).live_tag())) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -100,13 +101,13 @@ def test_the_default_model_is_registered_once(settings: Settings) -> None:
 
 def test_a_registration_cut_short_is_done_again(settings: Settings) -> None:
     """A start that was killed while it copied the default leaves nothing that is served half."""
-    tag = ModelStore(settings).live_tag()
+    tag = store_of(settings).live_tag()
     folder = settings.bentoml_home / "models" / MODEL_NAME
     half = folder / tag.partition(":")[2]
     (half / "model.yaml").unlink()
     (half / "model.weights.h5").write_bytes(b"half")
     (folder / "latest").unlink()
-    store = ModelStore(settings)
+    store = store_of(settings)
     assert store.live_tag() == tag
     assert (half / "model.weights.h5").read_bytes() == (DEFAULT_MODEL / "model.weights.h5").read_bytes()
 
@@ -122,22 +123,22 @@ def test_a_registration_that_is_killed_is_done_again(settings: Settings, tmp_pat
     folders = {"MODEL_DIR": str(settings.model_dir), "BENTOML_HOME": str(settings.bentoml_home)}
     support = REPOSITORY / "tests" / "support"
     code = (
-        "from celestial_backend.settings import Settings; from celestial_backend.models.store import ModelStore;"
-        "ModelStore(Settings.from_environ()).live_tag()"
+        "from celestial_backend.settings import Settings; from tests.support.stores import store_of;"
+        "store_of(Settings.from_environ()).live_tag()"
     )
     killed = subprocess.run(
         [sys.executable, "-c", code, "celestial_backend.worker"], check=False, cwd=REPOSITORY,
         env=os.environ | folders | faults | {"PYTHONPATH": os.pathsep.join([str(support / "faults"), str(REPOSITORY)])},
     )  # fmt: skip
     assert killed.returncode == -9
-    store = ModelStore(settings)
+    store = store_of(settings)
     assert store.registry.holds(store.live_tag())
     assert store.current().classes == BODIES
 
 
 def test_bentoml_itself_can_load_what_is_registered(settings: Settings) -> None:
     """`bentoml.keras.load_model` and the custom objects give the numbers that are served."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     picture = render("Saturn", 5)
     stored = bentoml.models.get(store.live_tag())
     network = bentoml.keras.load_model(stored)
@@ -150,7 +151,7 @@ def test_bentoml_itself_can_load_what_is_registered(settings: Settings) -> None:
 
 def test_a_registered_model_carries_its_own_code(settings: Settings, tmp_path: Path) -> None:
     """It works in a process without this package, so another release of it cannot change what the model sees."""
-    tag = ModelStore(settings).live_tag()
+    tag = store_of(settings).live_tag()
     picture = render("Jupiter", 3)
     picture.save(tmp_path / "picture.png")
     code = (
@@ -164,19 +165,19 @@ def test_a_registered_model_carries_its_own_code(settings: Settings, tmp_path: P
     assert done.returncode == 0, done.stderr
     prediction, probability, imported = done.stdout.split()
     assert (prediction, imported) == ("Jupiter", "False")
-    assert float(probability) == pytest.approx(probabilities(ModelStore(settings), [picture]).max(), abs=1e-6)
+    assert float(probability) == pytest.approx(probabilities(store_of(settings), [picture]).max(), abs=1e-6)
 
 
 def test_the_default_of_another_release_gives_way(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upgrade brings its own default where the store's latest is an older one, and leaves own models alone."""
     with monkeypatch.context() as older:
         older.setattr(network, "version", lambda _: "default-0123456789ab")
-        assert ModelStore(settings).live_tag() == f"{MODEL_NAME}:default-0123456789ab"
-    upgraded = ModelStore(settings).live_tag()
+        assert store_of(settings).live_tag() == f"{MODEL_NAME}:default-0123456789ab"
+    upgraded = store_of(settings).live_tag()
     assert upgraded.startswith(f"{MODEL_NAME}:default-")
     assert upgraded != f"{MODEL_NAME}:default-0123456789ab"
     own = save()
-    assert ModelStore(settings).live_tag() == own
+    assert store_of(settings).live_tag() == own
 
 
 def made_next_year(store: ModelStore, tag: str) -> None:
@@ -193,15 +194,15 @@ def test_an_upgrade_is_served_though_the_clock_was_moved_back(
     """What was saved last is the latest, for BentoML too, whatever times stand in the models."""
     with monkeypatch.context() as older:
         older.setattr(network, "version", lambda _: "default-0123456789ab")
-        store = ModelStore(settings)
+        store = store_of(settings)
         made_next_year(store, store.live_tag())
     for _ in range(2):
-        upgraded = ModelStore(settings).live_tag()
+        upgraded = store_of(settings).live_tag()
         assert upgraded.startswith(f"{MODEL_NAME}:default-")
         assert upgraded != f"{MODEL_NAME}:default-0123456789ab"
     made_next_year(store, upgraded)
     own = store.registry.add_folder(DEFAULT_MODEL)
-    assert ModelStore(settings).live_tag() == str(bentoml.models.get(MODEL_NAME).tag) == own
+    assert store_of(settings).live_tag() == str(bentoml.models.get(MODEL_NAME).tag) == own
 
 
 def test_the_default_ships_without_a_pickle() -> None:
@@ -213,7 +214,7 @@ def test_the_default_ships_without_a_pickle() -> None:
 def test_an_exported_guide_model_answers_as_it_did(settings: Settings, guide: Path) -> None:
     """An imported `.bentomodel` gives what its own preprocess, predict and postprocess gave."""
     told = json.loads((guide / "answers.json").read_text())
-    store = ModelStore(replace(settings, bentomodel=guide / "guide.bentomodel"))
+    store = store_of(replace(settings, bentomodel=guide / "guide.bentomodel"))
     assert store.live_tag() == told["tag"]
     served = probabilities(store, guide_pictures(guide))
     for row, answer in zip(served, told["answers"], strict=True):
@@ -223,9 +224,9 @@ def test_an_exported_guide_model_answers_as_it_did(settings: Settings, guide: Pa
 def test_an_imported_model_is_imported_once(settings: Settings, guide: Path) -> None:
     """The second start finds the model of the file in the store, also beside a newer one."""
     with_file = replace(settings, bentomodel=guide / "guide.bentomodel")
-    tag = ModelStore(with_file).live_tag()
+    tag = store_of(with_file).live_tag()
     save()
-    assert ModelStore(with_file).live_tag() == tag
+    assert store_of(with_file).live_tag() == tag
 
 
 @pytest.fixture
@@ -268,7 +269,7 @@ def test_requests_do_not_wait_for_an_import(
     slow_import.set()
     assert served(store, tag)
     assert f"{tag} of CELESTIAL_BENTOMODEL is served from now on" in caplog.text
-    assert ModelStore(settings).live_tag() == tag, "the default of the meantime is not the store's latest"
+    assert store_of(settings).live_tag() == tag, "the default of the meantime is not the store's latest"
 
 
 def test_what_was_live_is_served_while_a_file_is_imported(
@@ -276,7 +277,7 @@ def test_what_was_live_is_served_while_a_file_is_imported(
 ) -> None:
     """And no default model is put beside it."""
     own = save()
-    store = ModelStore(replace(settings, bentomodel=guide / "guide.bentomodel"))
+    store = store_of(replace(settings, bentomodel=guide / "guide.bentomodel"))
     store.warm_up()
     assert store.live_tag() == own
     assert [model.tag for model in store.registry.models()] == [own]
@@ -292,16 +293,16 @@ def test_a_file_that_was_imported_is_not_read_again(
     shutil.copy(guide / "guide.bentomodel", file)
     with_file, read, tag_of = replace(settings, bentomodel=file), [], registry.tag_of
     monkeypatch.setattr(registry, "tag_of", lambda archive: read.append(archive) or tag_of(archive))
-    tag = ModelStore(with_file).live_tag()
+    tag = store_of(with_file).live_tag()
     assert file in read
     read.clear()
-    again = ModelStore(with_file)
+    again = store_of(with_file)
     again.warm_up()
     assert again.live_tag() == tag
     assert read == []
     file.write_bytes(b"no archive")
     with pytest.raises(ModelLoadError, match="Export it again"):
-        ModelStore(with_file).live_tag()
+        store_of(with_file).live_tag()
 
 
 def test_a_server_tells_that_a_file_cannot_be_imported(
@@ -311,7 +312,7 @@ def test_a_server_tells_that_a_file_cannot_be_imported(
     file = tmp_path / "model.bentomodel"
     file.write_bytes(b"no archive")
     monkeypatch.setattr(store_module, "RETRY_S", 0.0)
-    store = ModelStore(replace(settings, bentomodel=file))
+    store = store_of(replace(settings, bentomodel=file))
     store.warm_up()
     with pytest.raises(ModelLoadError, match="Export it again"):
         served(store, "never")
@@ -328,18 +329,18 @@ def test_a_server_tells_that_a_file_cannot_be_imported(
 def test_classes_are_remembered_without_tensorflow(settings: Settings, guide: Path) -> None:
     """A model that only its postprocess describes is loaded once; later starts know its classes at once."""
     with_file = replace(settings, bentomodel=guide / "guide.bentomodel")
-    first = ModelStore(with_file)
+    first = store_of(with_file)
     classes = first.current().classes
-    later = ModelStore(with_file)
+    later = store_of(with_file)
     assert later.classes(later.live_tag(), 0) == classes
     shutil.rmtree(settings.model_dir)
-    forgetful = ModelStore(with_file)
+    forgetful = store_of(with_file)
     assert forgetful.classes(forgetful.live_tag(), 0) is None
 
 
 def test_a_newer_model_is_served_at_the_next_call(settings: Settings) -> None:
     """`latest` is read anew each time, so a model saved by another process needs no restart."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     first = store.current()
     tag = save()
     assert store.live_tag() == tag
@@ -351,15 +352,15 @@ def test_a_named_tag_is_served_beside_a_newer_one(settings: Settings) -> None:
     """CELESTIAL_MODEL pins a version."""
     pinned = save()
     save()
-    assert ModelStore(replace(settings, model=pinned)).live_tag() == pinned
-    assert ModelStore(replace(settings, model=MODEL_NAME)).live_tag() != pinned
+    assert store_of(replace(settings, model=pinned)).live_tag() == pinned
+    assert store_of(replace(settings, model=MODEL_NAME)).live_tag() != pinned
 
 
 def test_a_missing_tag_is_named_with_those_that_are_there(settings: Settings) -> None:
     """The sentence holds what was asked for, what the store holds, and what to set."""
     held = save()
     with pytest.raises(ModelNotFoundError, match=rf"{MODEL_NAME}:gone is not .* holds {held}\. Set CELESTIAL_MODEL"):
-        ModelStore(replace(settings, model=f"{MODEL_NAME}:gone")).live_tag()
+        store_of(replace(settings, model=f"{MODEL_NAME}:gone")).live_tag()
 
 
 def test_a_file_that_is_no_export_is_refused(settings: Settings, tmp_path: Path) -> None:
@@ -367,7 +368,7 @@ def test_a_file_that_is_no_export_is_refused(settings: Settings, tmp_path: Path)
     broken = tmp_path / "broken.bentomodel"
     broken.write_bytes(b"no archive")
     with pytest.raises(ModelLoadError, match=r"CELESTIAL_BENTOMODEL names broken.bentomodel, .* Export it again"):
-        ModelStore(replace(settings, bentomodel=broken)).live_tag()
+        store_of(replace(settings, bentomodel=broken)).live_tag()
 
 
 def test_an_export_cut_in_half_is_refused(settings: Settings, guide: Path, tmp_path: Path) -> None:
@@ -375,7 +376,7 @@ def test_an_export_cut_in_half_is_refused(settings: Settings, guide: Path, tmp_p
     half = tmp_path / "half.bentomodel"
     half.write_bytes((guide / "guide.bentomodel").read_bytes()[:300_000])
     with pytest.raises(ModelLoadError, match=r"half.bentomodel"):
-        ModelStore(replace(settings, bentomodel=half)).live_tag()
+        store_of(replace(settings, bentomodel=half)).live_tag()
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,7 @@ def test_a_model_that_does_not_fit_together_says_how(settings: Settings, made: d
     """Each way in which hooks and network can be at odds has a sentence of its own."""
     save(**made)
     with pytest.raises(ModelLoadError, match=sentence):
-        ModelStore(settings).current()
+        store_of(settings).current()
 
 
 def test_a_pickle_that_needs_another_module_names_it(settings: Settings) -> None:
@@ -407,7 +408,7 @@ def test_a_pickle_that_needs_another_module_names_it(settings: Settings) -> None
     folder = settings.bentoml_home / "models" / MODEL_NAME / save().partition(":")[2]
     (folder / "custom_objects.pkl").write_bytes(b"\x80\x05cgone_module\nthing\n.")
     with pytest.raises(ModelLoadError, match=r"the Python module gone_module, which is not installed\. Install"):
-        ModelStore(settings).current()
+        store_of(settings).current()
 
 
 def test_broken_weights_are_a_sentence(settings: Settings) -> None:
@@ -416,7 +417,7 @@ def test_broken_weights_are_a_sentence(settings: Settings) -> None:
     weights = settings.bentoml_home / "models" / MODEL_NAME / tag.partition(":")[2] / "model.weights.h5"
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(ModelLoadError, match=rf"The network of {tag} cannot be loaded"):
-        ModelStore(settings).current()
+        store_of(settings).current()
 
 
 def test_a_damaged_description_is_a_sentence(settings: Settings) -> None:
@@ -424,7 +425,7 @@ def test_a_damaged_description_is_a_sentence(settings: Settings) -> None:
     tag = save()
     (settings.bentoml_home / "models" / MODEL_NAME / tag.partition(":")[2] / "model.yaml").write_text("name: [")
     with pytest.raises(ModelLoadError, match=rf"{tag} cannot be read .*bentoml models delete {tag}"):
-        ModelStore(settings).current()
+        store_of(settings).current()
 
 
 def test_a_network_of_another_keras_is_refused_without_loading(settings: Settings) -> None:
@@ -432,7 +433,7 @@ def test_a_network_of_another_keras_is_refused_without_loading(settings: Setting
     tag = save()
     folder = settings.bentoml_home / "models" / MODEL_NAME / tag.partition(":")[2]
     (folder / "config.json").unlink()
-    store = ModelStore(settings)
+    store = store_of(settings)
     with pytest.raises(ModelLoadError, match="does not hold a Keras 3 network"):
         store.classes(tag, 0)
 
@@ -440,7 +441,7 @@ def test_a_network_of_another_keras_is_refused_without_loading(settings: Setting
 def test_a_failed_load_is_told_again_without_another_try(settings: Settings) -> None:
     """A broken model costs one attempt, not one per request, and a newer model ends the matter."""
     save(outputs=3)
-    store = ModelStore(settings)
+    store = store_of(settings)
     with pytest.raises(ModelLoadError) as first:
         store.current()
     with pytest.raises(ModelLoadError) as second:
@@ -456,7 +457,7 @@ def test_a_model_that_was_mended_is_served_without_a_new_start(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Label Studio asks /setup before it predicts, so a failure that is told there must be looked at again."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     tag = store.live_tag()
     weights = store.registry.path(tag) / "model.weights.h5"
     whole = weights.read_bytes()
@@ -513,7 +514,7 @@ def test_a_store_that_cannot_be_read_is_a_sentence(settings: Settings) -> None:
 
 def test_a_load_that_failed_is_told_though_the_classes_are_known(settings: Settings) -> None:
     """Metadata with class names does not hide, in /setup, that the weights behind it are broken."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     tag = store.live_tag()
     assert store.classes(tag, 0)
     weights = settings.bentoml_home / "models" / MODEL_NAME / tag.partition(":")[2] / "model.weights.h5"
@@ -528,12 +529,12 @@ def test_a_store_that_cannot_be_written_says_so(settings: Settings, tmp_path: Pa
     """Without a model and without a place to put one, the sentence names BENTOML_HOME."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="BENTOML_HOME"):
-        ModelStore(replace(settings, bentoml_home=tmp_path / "file")).live_tag()
+        store_of(replace(settings, bentoml_home=tmp_path / "file")).live_tag()
 
 
 def test_rows_do_not_depend_on_their_batch(settings: Settings) -> None:
     """A picture gets the same probabilities alone, in a batch, and in any order; rows sum to 1."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     pictures = [render(body, 11) for body in store.current().classes]
     together = probabilities(store, pictures)
     backwards = probabilities(store, pictures[::-1])
@@ -555,7 +556,7 @@ def for_project(store: ModelStore, project: str, job: str, parent: str | None = 
 
 def test_a_projects_model_is_live_for_that_project_alone(settings: Settings) -> None:
     """Other projects, and other tools that share the store's folder, keep the model that the settings name."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     tag = for_project(store, "3", "0badcafe", shared)
     assert store.live_tag("3") == shared, "a model that lies in the store is not live yet"
@@ -570,14 +571,14 @@ def test_a_projects_model_is_live_for_that_project_alone(settings: Settings) -> 
 
 def test_a_store_with_projects_models_alone_gets_the_default(settings: Settings) -> None:
     """The model of one project never becomes that of all."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     for_project(store, "3", "0badcafe")
     assert store.live_tag("4").startswith(f"{MODEL_NAME}:default-")
 
 
 def test_another_process_is_served_at_its_next_request(settings: Settings) -> None:
     """Nothing is told to it, and nothing is started anew; the way back is as short."""
-    web, worker = ModelStore(settings), ModelStore(settings)
+    web, worker = store_of(settings), store_of(settings)
     shared = web.live_tag("3")
     before = web.current("3")
     tag = for_project(worker, "3", "0badcafe", shared)
@@ -589,7 +590,7 @@ def test_another_process_is_served_at_its_next_request(settings: Settings) -> No
 
 def test_who_publishes_must_have_beaten_what_is_live(settings: Settings) -> None:
     """A model that a person chose while a training ran is not overwritten by it."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     chosen, trained = (for_project(store, "3", job, shared) for job in ("0000aaaa", "0000bbbb"))
     store.publish("3", chosen)
@@ -601,7 +602,7 @@ def test_who_publishes_must_have_beaten_what_is_live(settings: Settings) -> None
 
 def test_a_pointer_to_a_model_that_is_gone_is_passed_over(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     """Predictions go on with the model of the settings, under its own version, and the log says it once."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     tag = for_project(store, "3", "0badcafe", shared)
     store.publish("3", tag)
@@ -612,7 +613,7 @@ def test_a_pointer_to_a_model_that_is_gone_is_passed_over(settings: Settings, ca
 
 def test_old_models_are_kept_to_a_limit(settings: Settings) -> None:
     """The live one, its parents and what belongs to all projects stay; the oldest others go."""
-    store = ModelStore(replace(settings, keep_models=2))
+    store = store_of(replace(settings, keep_models=2))
     shared = store.live_tag()
     first = for_project(store, "3", "00000001", shared)
     live = for_project(store, "3", "00000002", first)
@@ -648,11 +649,11 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> Colours:
 @pytest.mark.usefixtures("colours")
 def test_a_model_of_heads_is_served_as_any_other(settings: Settings) -> None:
     """Saved, published and loaded by what lies in its folder; what it can say is known before it is loaded."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     tag = heads_for(store, "3", "0badcafe", KIND, OTHER, manifest=Manifest(parent=shared))
     store.publish("3", tag)
-    web = ModelStore(settings)
+    web = store_of(settings)
     known = web.vocabulary(web.live_tag("3"), 0)
     assert known is not None
     assert [(own.control, own.classes) for own in known.own] == [("kind", KIND.classes), ("mood", OTHER.classes)]
@@ -665,7 +666,7 @@ def test_a_model_of_heads_is_served_as_any_other(settings: Settings) -> None:
 
 def test_bentoml_knows_a_model_of_heads(settings: Settings, tmp_path: Path) -> None:
     """Its own commands show, read, export and remove it, and no pickle lies in it."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     tag = heads_for(store, "3", "0badcafe", manifest=Manifest(accepted_weight=0.9, tried=None))
     stored = bentoml.models.get(tag)
@@ -693,7 +694,7 @@ def test_bentoml_knows_a_model_of_heads(settings: Settings, tmp_path: Path) -> N
 
 def test_a_model_of_heads_for_all_projects_is_the_latest(settings: Settings) -> None:
     """For BentoML too, unless it is a project's."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     with tempfile.TemporaryDirectory() as folder:
         manifest = headed.save(Path(folder), [KIND], "colours-1")
@@ -704,7 +705,7 @@ def test_a_model_of_heads_for_all_projects_is_the_latest(settings: Settings) -> 
 
 def test_heads_cannot_be_taken_apart(settings: Settings) -> None:
     """They hold no network: the sentence says what is wanted."""
-    tag = heads_for(ModelStore(settings), "3", "0badcafe")
+    tag = heads_for(store_of(settings), "3", "0badcafe")
     with pytest.raises(ModelLoadError, match=rf"{tag} holds heads on features, and no network, .* Name a model that"):
         read_parts(tag, settings.bentoml_home.joinpath("models", *tag.split(":")))
 
@@ -714,9 +715,10 @@ import sys
 from tests.support.colours import Colours, plain
 from celestial_backend.models import store as store_module
 from celestial_backend.settings import Settings
+from tests.support.stores import store_of
 
 store_module.open_embedder = lambda _: Colours()
-store = store_module.ModelStore(Settings.from_environ())
+store = store_of(Settings.from_environ())
 model = store.current("3")
 print(model.probabilities(model.prepare(plain("blue"))).argmax())
 print({"tensorflow", "keras", "bentoml", "sklearn", "ai_edge_litert"} & set(sys.modules))
@@ -725,7 +727,7 @@ print({"tensorflow", "keras", "bentoml", "sklearn", "ai_edge_litert"} & set(sys.
 
 def test_heads_are_served_without_heavy_libraries(settings: Settings) -> None:
     """Neither TensorFlow nor BentoML, nor what they were learned with."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     store.live_tag()
     store.publish("3", heads_for(store, "3", "0badcafe"))
     folders = {"MODEL_DIR": str(settings.model_dir), "BENTOML_HOME": str(settings.bentoml_home)}
@@ -739,7 +741,7 @@ def test_heads_are_served_without_heavy_libraries(settings: Settings) -> None:
 @pytest.mark.usefixtures("colours")
 def test_heads_do_not_wait_for_another_model(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network takes seconds to load; a project with heads is served meanwhile."""
-    store, begun, done = ModelStore(settings), threading.Event(), threading.Event()
+    store, begun, done = store_of(settings), threading.Event(), threading.Event()
     store.publish("3", heads_for(store, "3", "0badcafe"))
     load = classifier.load
 
@@ -759,7 +761,7 @@ def test_heads_do_not_wait_for_another_model(settings: Settings, monkeypatch: py
 @pytest.mark.usefixtures("colours")
 def test_many_trainings_push_no_network_out(settings: Settings) -> None:
     """Models of heads are kept in memory to a limit of their own."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     network = store.current("4")
     tags = [heads_for(store, "3", f"{number:08x}") for number in range(store_module.LOADED_MAX + 2)]
     first = store.model(tags[0])
@@ -788,7 +790,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelStore, str], str
 
 def test_the_default_model_stays_while_it_is_used(settings: Settings, networks: Callable[..., str]) -> None:
     """Of more networks than are kept in memory the one goes that was not used for longest."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     default, first = store.current(), store.model(networks(store, "1"))
     for number in range(2, store_module.LOADED_MAX + 3):
         assert store.current() is default
@@ -800,7 +802,7 @@ def test_the_default_model_stays_while_it_is_used(settings: Settings, networks: 
 @pytest.mark.usefixtures("colours")
 def test_a_network_is_used_as_long_as_its_heads_are(settings: Settings, networks: Callable[..., str]) -> None:
     """Else it would be loaded a second time, beside the one that the heads hold."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     default, shared = store.current(), store.live_tag()
     heads = heads_for(store, "100", "0badcafe", Head.of_network("choice", BODIES), base=shared)
     for number in range(1, store_module.LOADED_MAX + 2):
@@ -812,7 +814,7 @@ def test_a_network_is_used_as_long_as_its_heads_are(settings: Settings, networks
 @pytest.mark.usefixtures("colours")
 def test_heads_on_a_network_share_it(settings: Settings) -> None:
     """The network is in memory once; one that is gone, or is none, is a sentence."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     answers = Head.of_network("choice", BODIES)
     store.publish("3", heads_for(store, "3", "0badcafe", KIND, answers, base=shared))
@@ -824,12 +826,12 @@ def test_heads_on_a_network_share_it(settings: Settings) -> None:
         with pytest.raises(ModelError, match=rf"{base} .*{said}"):
             store.current("5")
         store.registry.remove(store.live_tag("5"))
-        store = ModelStore(settings)
+        store = store_of(settings)
 
 
 def test_damaged_heads_are_told_at_setup(settings: Settings) -> None:
     """Before anything is loaded."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     tag = heads_for(store, "3", "0badcafe")
     (store.registry.path(tag) / "heads.json").write_text("{")
     with pytest.raises(ModelLoadError, match=r"The file heads\.json of .* is damaged"):
@@ -838,7 +840,7 @@ def test_damaged_heads_are_told_at_setup(settings: Settings) -> None:
 
 def test_the_network_that_heads_need_is_kept(settings: Settings) -> None:
     """Also that of a model which is not live, and may be made so."""
-    store = ModelStore(replace(settings, keep_models=1))
+    store = store_of(replace(settings, keep_models=1))
     shared = store.live_tag()
     bases = [for_project(store, "3", f"0000000{number}", shared) for number in range(3)]
     live = heads_for(store, "3", "00000003", base=bases[0], manifest=Manifest(parent=shared))
@@ -850,7 +852,7 @@ def test_the_network_that_heads_need_is_kept(settings: Settings) -> None:
 
 def test_a_removed_model_is_nobodys_latest(settings: Settings) -> None:
     """BentoML's own commands go on working with what is left."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     tag = for_project(store, "3", "0badcafe")
     store.registry.remove(tag)
@@ -860,7 +862,7 @@ def test_a_removed_model_is_nobodys_latest(settings: Settings) -> None:
 
 def test_the_latest_is_replaced_in_one_step(settings: Settings) -> None:
     """Whoever has opened the file reads the old version to its end, when a model comes and when one goes."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     latest = store.registry.path(shared).with_name("latest")
     with latest.open() as before:
@@ -884,7 +886,7 @@ def test_the_latest_is_replaced_in_one_step(settings: Settings) -> None:
 )
 def test_a_description_that_cannot_be_read_is_said(settings: Settings, text: str) -> None:
     """One damaged model does not hide the others, whoever asks for it."""
-    store = ModelStore(settings)
+    store = store_of(settings)
     shared = store.live_tag()
     tag = for_project(store, "3", "0badcafe")
     (store.registry.path(tag) / "model.yaml").write_text(text)

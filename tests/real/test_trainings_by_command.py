@@ -16,7 +16,7 @@ from celestial_backend.jobs.ledger import FAILED, KEPT, PUBLISHED, WAITING, Ledg
 from celestial_backend.jobs.processes import lock
 from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.models.manifest import Manifest
-from celestial_backend.models.store import ModelStore, Pointer
+from celestial_backend.models.store import Pointer
 from celestial_backend.services import build
 from celestial_backend.settings import Settings, project_tag
 from celestial_backend.studio.project import Removed
@@ -25,6 +25,7 @@ from tests.support import fake_project
 from tests.support.backend_server import REPOSITORY
 from tests.support.disks import fill
 from tests.support.fake_project import FakeProject, look_after, press, run_next, states
+from tests.support.stores import store_of
 
 by_itself, ledger, live = fake_project.by_itself, fake_project.ledger, fake_project.live
 settings, studio = fake_project.settings, fake_project.studio
@@ -202,7 +203,7 @@ def test_models_use_goes_back_in_a_moment(settings: Settings) -> None:
     listed = json.loads(cli("models", "--json").stdout)
     assert [model["live"] for model in listed] == [["all others"]]
     tag = listed[0]["tag"]
-    store = ModelStore(settings)
+    store = store_of(settings)
     unknown = cli("models", "use", "nowhere", "--project", "3")
     assert unknown.returncode == 3
     assert f"The model celestial_bodies_classifier_model:nowhere is not in the BentoML store, which holds {tag}" in (

@@ -20,6 +20,7 @@ from celestial_backend.models.store import __name__ as store_module
 from celestial_backend.settings import MODEL_NAME, Settings
 from tests.support.backend_server import label_config
 from tests.support.colours import Colours, plain, png
+from tests.support.stores import store_of
 
 WARM = ("red", "orange", "tomato", "gold", "coral", "brown", "orangered", "salmon", "darkorange", "firebrick")
 COOL = ("blue", "navy", "teal", "cyan", "royalblue", "slateblue", "turquoise", "skyblue", "cadetblue", "steelblue")
@@ -63,9 +64,9 @@ def choice_for(store: ModelStore, config: str, colour: str) -> list[list[str]]:
 
 def test_what_was_learned_is_served_to_all_projects(settings: Settings, folder: Callable[..., Path]) -> None:
     """To every control that shares a choice with it, whatever its name; the metadata say how good it is."""
-    default = ModelStore(settings).live_tag()
+    default = store_of(settings).live_tag()
     learned = learn_folder(folder(warm=WARM, cool=COOL), settings)
-    store = ModelStore(settings)
+    store = store_of(settings)
     assert store.live_tag("7") == learned.tag != default
     assert learned.tag.startswith(f"{MODEL_NAME}:folder-")
     assert (learned.classes, learned.left_out) == (("cool", "warm"), ())
@@ -92,7 +93,7 @@ def test_learning_again_gives_another_model_of_the_same(settings: Settings, fold
     place = folder(warm=WARM, cool=COOL)
     first = learn_folder(place, settings)
     again = learn_folder(place, settings)
-    store = ModelStore(settings)
+    store = store_of(settings)
     assert store.live_tag() == again.tag != first.tag
     assert again.scores == first.scores
     one, other = store.model(first.tag), store.model(again.tag)
@@ -165,11 +166,11 @@ def test_a_class_without_a_name_in_utf_8_is_refused(settings: Settings, tmp_path
 def test_what_could_be_guessed_is_not_registered(settings: Settings, folder: Callable[..., Path]) -> None:
     """The store keeps what it had."""
     place = folder(even=WARM[::2] + COOL[::2], odd=WARM[1::2] + COOL[1::2])
-    before = ModelStore(settings).live_tag()
+    before = store_of(settings).live_tag()
     with pytest.raises(TrainingError, match=r"No model was made of .*: \d+ of 20 labels .* which guessing could be"):
         learn_folder(place, settings)
-    assert ModelStore(settings).live_tag() == before
-    assert [model.tag for model in ModelStore(settings).registry.models()] == [before]
+    assert store_of(settings).live_tag() == before
+    assert [model.tag for model in store_of(settings).registry.models()] == [before]
 
 
 def test_of_too_many_files_some_are_learned(
