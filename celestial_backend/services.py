@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celestial_backend.database import Database
+from celestial_backend.jobs.takeover import take_over_jobs
 from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.metrics import Metrics
 from celestial_backend.models.pointers import take_over_pointers
@@ -32,11 +33,11 @@ class Services:
 def build(settings: Settings, *, look_only: bool = False) -> Services:
     """Build the services; opens, loads and connects nothing yet, so a fork may follow. As for `ModelStore`."""
     database = Database(settings, look_only=look_only)
-    database.old.append(take_over_pointers(settings))
+    database.old = [take_over_jobs(settings), take_over_pointers(settings)]
     store = ModelStore(settings, database, look_only=look_only)
     studio = Studio(settings)
     metrics = Metrics()
     images = ImageReader(settings, studio, metrics)
-    jobs = Jobs(settings, store, studio)
+    jobs = Jobs(settings, database, store, studio)
     predictor = Predictor(settings, store, images, metrics, missing=jobs.missing)
     return Services(settings, database, store, studio, images, predictor, jobs, metrics)

@@ -360,6 +360,6 @@ def project_of(tag: str) -> str | None:
     return found["project"] if found else None
 
 
-def project_tag(project: str, job_id: str) -> str:
-    """The tag of the model that a job trains for a project."""
-    return f"{MODEL_NAME}:project-{project}-{job_id}"
+def project_tag(project: str, job_id: str, attempt: int = 1) -> str:
+    """The tag of the model that a job trains for a project; one for each attempt, as a machine may come back late."""
+    return f"{MODEL_NAME}:project-{project}-{job_id}{f'x{attempt}' if attempt > 1 else ''}"

@@ -135,6 +135,7 @@ class Known:
         look: Label Studio is to be asked for its labels.
         missing: What labels it lacks before anything can be learned, as a sentence; "" if none, None before a look.
         brought: Why its model is not replaced unasked, as a sentence; "" if it is.
+        event_at: When the last event of its webhook came, in seconds since 1970; None if none has.
     """
 
     project: str
@@ -146,6 +147,7 @@ class Known:
     look: bool = True
     missing: str | None = None
     brought: str = ""
+    event_at: float | None = None
 
     @property
     def hindrance(self) -> str:
@@ -198,12 +200,21 @@ class Ledger:
         """
         with self._writing(project) as work:
             _know(work, project)
-            counted = "UPDATE projects SET labels = labels + :count WHERE project = :project RETURNING *"
-            row = work.row(counted, count=count, project=project)
+            counted = (
+                "UPDATE projects SET labels = labels + :count, event_at = :moment WHERE project = :project RETURNING *"
+            )
+            row = work.row(counted, count=count, moment=time.time(), project=project)
             if row is None or not wanted(_known(row)):
                 return False
             work.run("UPDATE projects SET look = 1 WHERE project = :project", project=project)
             return True
+
+    def note_event(self, project: str, *, look: bool) -> bool:
+        """Remember that an event of a project's webhook came just now; False if the project is not known."""
+        noted = "UPDATE projects SET event_at = :moment, look = CASE WHEN :look = 1 THEN 1 ELSE look END"
+        with self._writing(project) as work:
+            values = {"moment": time.time(), "look": int(look), "project": project}
+            return work.run(f"{noted} WHERE project = :project", **values) == 1
 
     def looks(self, *, wanted: bool) -> list[str]:
         """The projects, those first that were looked at longest ago; of them all, or those where a look is wanted."""
@@ -212,11 +223,20 @@ class Ledger:
         return [row["project"] for row in self._database.rows(order, wanted=int(wanted)) if is_project(row["project"])]
 
     def look(self, project: str) -> Known | None:
-        """Begin to look at a project: what is known of it; None if it is not known itself."""
+        """Begin to look at a project: what is known of it; None if it is not known itself, or somebody looks at it."""
+        begun = (
+            "UPDATE projects SET look = 0, looked_at = :moment, looking = :lease WHERE project = :project"
+            " AND NOT looking BETWEEN :now AND :lease RETURNING *"
+        )
         with self._writing(project) as work:
-            begun = "UPDATE projects SET look = 0, looked_at = :moment WHERE project = :project RETURNING *"
-            row = work.row(begun, moment=time.time(), project=project)
+            now = work.now()
+            row = work.row(begun, moment=time.time(), now=now, lease=now + LEASE_S, project=project)
             return _known(row) if row else None
+
+    def let_look(self, project: str) -> None:
+        """Let others look at a project."""
+        with self._writing(project) as work:
+            work.run("UPDATE projects SET looking = 0 WHERE project = :project", project=project)
 
     def looked(self, project: str, *, labels: int, missing: str, brought: str) -> None:
         """Write down what a look has found; see `Known`."""
@@ -345,7 +365,7 @@ class Ledger:
         with self._writing(job.project) as work:
             work.run(put, said=f" {said}" if said else "", id=job.id)
 
-    def give_back(self, job: Job, *, begun: bool = True, lost: bool = False) -> None:
+    def give_back(self, job: Job, *, begun: bool = True, lost: bool = False) -> bool:
         """
         Let a running job wait again; where another one waits by now, that one does its work.
 
@@ -353,11 +373,14 @@ class Ledger:
             job: As it was started.
             begun: Whether this attempt counts.
             lost: As for `end`.
+
+        Returns:
+            False if it is not this lease's any more, and nothing changes then.
         """
         with self._writing(job.project) as work:
             held = _held(work, job, lost=lost)
             if held is None:
-                return
+                return False
             other = work.row("SELECT id FROM work WHERE project = :project AND state = 'waiting'", project=job.project)
             if other:
                 work.run(
@@ -377,6 +400,7 @@ class Ledger:
                     " started_at = NULL WHERE id = :id",
                     none=int(not begun), id=job.id,
                 )  # fmt: skip
+            return True
 
     def job(self, job_id: str) -> Job | None:
         """A job by its id."""

@@ -1,11 +1,10 @@
 """
 Trainings, from the request to the end: written down, queued, run one at a time for each project.
 
-The ledger is the truth, and the queue (Huey, on SQLite or on Redis) only wakes a
-worker. Each training runs in a process of its own, so that its memory goes with it,
-its time can be bounded, and nothing that has loaded TensorFlow is ever forked. A
-lock on a file, which the kernel frees when its holders die, tells a training that
-runs from one whose worker was killed.
+The ledger is the truth, and the queue (Huey) only wakes a worker. Each training runs
+in a process of its own, so that its memory goes with it, its time can be bounded, and
+nothing that has loaded TensorFlow is ever forked. A lease, which the worker renews as
+long as it lives, tells a training that runs from one whose worker was killed.
 
 A person asks for a training, or a look at the labels does. An event only counts labels,
 in milliseconds; the worker then asks Label Studio itself, and does so every minute too,
@@ -15,93 +14,84 @@ Studio that is silent holds up no training.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
+import secrets
+import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from huey import Huey, crontab
 from huey.signals import SIGNAL_INTERRUPTED
 
-from celestial_backend.errors import CelestialError, LabelConfigError, ProjectGoneError, RequestError, StateError
+from celestial_backend.database import Database
+from celestial_backend.errors import CelestialError, ProjectGoneError, RequestError, StateError
 from celestial_backend.jobs import counting
-from celestial_backend.jobs.endings import STUDIO_S, Endings
 from celestial_backend.jobs.ledger import (
     FAILED,
     KNOWN_MAX,
     PUBLISHED,
-    RUNNING,
     WAITING,
     WAITING_MAX,
+    Ending,
     Job,
     Known,
     Ledger,
 )
+from celestial_backend.jobs.looker import STUDIO_S, Looker
 from celestial_backend.jobs.pages import Pages
-from celestial_backend.jobs.processes import child_environ, death, is_shown, lock, show_life
+from celestial_backend.jobs.processes import child_environ, death
 from celestial_backend.jobs.queue import make_queue
 from celestial_backend.models.store import ModelStore
-from celestial_backend.settings import MODEL_NAME, NEVER, Settings, is_project, no_project, project_of
-from celestial_backend.state import StateFolder
+from celestial_backend.settings import NEVER, Settings, is_project, no_project
 from celestial_backend.studio.client import Studio
-from celestial_backend.studio.client import moment as read_moment
 from celestial_backend.studio.project import StudioProject
 
 logger = logging.getLogger(__name__)
 
 WAKE_S = 0.2  # how long a request waits for the queue: Label Studio gives /webhook one second, the ledger 0.7
-START_S = 3.0  # in which a training ends itself whose worker was killed
+SIGN_S = 5.0  # between two signs of life; a lease lasts four of them
+ATTEMPTS_MAX = 3  # begun and died: the fourth would die too
 LOOK_S = 30.0  # while a worker trains, the looks of every minute pile up
 LOOKS_S = 10.0  # in which a worker begins to look at labels, at a message and in a minute; the others have their turn
 SLOW_S, REST, REST_MAX_S = 2.0, 2, 10.0  # a look that took longer is not repeated before so many times as long
 TIDY_S = 20.0  # for which old predictions are removed, and for which Label Studio is left alone then
-AGAIN_S = 3600.0  # a training that failed while Label Studio was away is asked for again after this long
 KNOW_S = 60.0  # a project is written down as known no more often than this
 KNOW_WAIT_S = 0.1  # for the list of jobs, where /setup and /webhook look a project up in it
 IMPORTED = "TASKS_CREATED"  # an event of Label Studio
 TRAIN = "train"  # the name of the queue's task
 MESSAGES = 4  # of that task in the queue; whoever takes one puts in the next
-EMBEDDED = f"{MODEL_NAME}:default-"
 NOBODY_TO_ASK = "Labels are read from Label Studio, which needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. Set both."
-PRESS = "no training begins by itself before Start Training was pressed once."
-HOW_TO_START = "Start the backend, or a worker: huey_consumer celestial_backend.worker.huey. Mind the same MODEL_DIR."
-
-
-def worker_lives(model_dir: Path) -> bool:
-    """
-    Whether a worker runs on a state folder; each holds a lock for its life.
-
-    Raises:
-        StateError: The folder cannot be used.
-    """
-    return is_shown(StateFolder(model_dir).worker_lock)
+HOW_TO_START = (
+    "Start the backend, or a worker: huey_consumer celestial_backend.worker.huey. Mind the same MODEL_DIR, or the same"
+    " CELESTIAL_DATABASE_URL."
+)
 
 
 class Jobs:
     """The trainings of all projects; safe between threads, and nothing is opened before it is asked for."""
 
-    def __init__(self, settings: Settings, store: ModelStore, studio: Studio) -> None:
-        self.ledger = Ledger(settings.model_dir)
-        self.endings = Endings(settings, self.ledger, store, studio)
-        self._looker = _Looker(settings, store, studio)
+    def __init__(self, settings: Settings, database: Database, store: ModelStore, studio: Studio) -> None:
+        self.ledger = Ledger(database)
+        self.name = ""  # of this worker, from its first sign of life on
+        self._looker = Looker(settings, store, studio)
         self._settings = settings
+        self._database = database
         self._studio = studio
         self._store = store
-        self._hasty = Ledger(settings.model_dir, KNOW_WAIT_S)
+        self._hasty = Ledger(database, KNOW_WAIT_S)
         self._known: dict[str, float] = {}  # projects, and when they were written down
         self._too_many_known = False
         self._opening = threading.Lock()
         self._huey: Huey | None = None
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
         self._stopping = threading.Event()
         self._looked = -LOOK_S
         self._gate = threading.Lock()
@@ -135,7 +125,7 @@ class Jobs:
         if not self._looker.can_ask:
             return NOBODY_TO_ASK
         known = None
-        with contextlib.suppress(StateError):
+        with suppress(StateError):
             known = self._hasty.known(project) if is_project(project) else None
         if known is None or known.missing is None:
             return f"{counting.LEAST.capitalize()}."
@@ -150,7 +140,7 @@ class Jobs:
         now = time.monotonic()
         if not is_project(project) or now < self._known.get(project, -math.inf) + KNOW_S:
             return
-        with contextlib.suppress(StateError):
+        with suppress(StateError):
             fresh = self._hasty.known(project) is None
             if self._hasty.know(project):
                 if fresh:
@@ -167,17 +157,12 @@ class Jobs:
         """
         Remember for `doctor` that an event of a project's webhook came just now. Never raises.
 
-        Only for a project that is known, has a job or a model of its own: strangers leave nothing behind.
+        Only for a project that is known: strangers leave nothing behind.
         """
         if action == "START_TRAINING" or not is_project(project):  # which Label Studio sends past the webhook
             return
-        file = self._settings.state.event(project)
-        with contextlib.suppress(CelestialError, OSError):
-            known = self._hasty.knows(project)
-            if file.exists() or known or self._store.pointers.read(project) is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.touch()
-            if known and action == IMPORTED and self._hasty.note_labels(project, 0, lambda _: True):
+        with suppress(StateError):
+            if self._hasty.note_event(project, look=action == IMPORTED) and action == IMPORTED:
                 self._wake(1, wait_s=0)  # tasks may be imported with labels, of which no other event tells
 
     @property
@@ -192,10 +177,9 @@ class Jobs:
         queue = make_queue(self._settings)
         self._train_task = queue.task(name=TRAIN)(self.run_next)
         queue.periodic_task(crontab(), name="look_after")(self.look_after)
-        queue.on_startup(name="show_life")(self._show_life)
-        queue.on_startup(name="look_after")(self._look_first)
+        queue.on_startup(name="begin")(self.begin)
         queue.signal(SIGNAL_INTERRUPTED)(lambda *_: self.stop())
-        self._pages = Pages(queue)
+        self._pages = Pages(queue, self._database)
         return queue
 
     @property
@@ -204,33 +188,47 @@ class Jobs:
         self.huey  # noqa: B018 - makes them
         return self._pages
 
+    def begin(self) -> None:
+        """Begin to be a worker: show life from now on, and look after what others have left, beside what it does."""
+        with self._gate:
+            if self.name:
+                return
+            self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        threading.Thread(target=self._live, name="life", daemon=True).start()
+
     def run_next(self, *_: object) -> None:
         """
-        Run the job that has waited longest, of those no other worker is at; where none does, have labels looked at.
+        Run the job that has waited longest, of those that can be run; where none can, have labels looked at.
 
         Whatever the message says that brought the worker here; those of older releases name a project.
         """
-        if not self._run_waiting():
+        if not self.run():
             self._look_beside(wanted=True)
 
-    def run(self, project: str) -> bool:
-        """Run the job that waits for a project, and say whether one did; not while another worker is at one."""
-        with self._lock(project) as held:
-            if held is None or self._stopping.is_set():
-                return False
-            self._recover(project)
-            job = self.ledger.start(project)
-            if job is None:
-                return False
-            self._pass_on()
-            self._train(job, held)
-            ended = self.ledger.job(job.id)
-            if ended is not None and ended.gone:
-                self._forget(project)
+    def run(self, project: str | None = None) -> bool:
+        """Run the job that has waited longest, or that of a project, to its end, and say whether there was one."""
+        self.begin()
+        job = None if self._stopping.is_set() else self.ledger.start(self.name, project)
+        if job is None:
+            return False
+        self._pass_on()
+        self._train(job)
+        ended = self.ledger.job(job.id)
+        if ended is not None and ended.gone:
+            self._forget(job.project)
         if ended is not None and ended.state == PUBLISHED and not self._settings.keep_predictions:
-            threading.Thread(target=self._tidy, args=(project,), name="tidy", daemon=True).start()
+            threading.Thread(target=self._tidy, args=(job.project,), name="tidy", daemon=True).start()
         self._pass_on()
         return True
+
+    def tell(self, job: Job, tag: str, patience_s: float | None = None) -> None:
+        """Bring Label Studio in step with the model that a job has published; the model is live even if that fails."""
+        project = StudioProject(self._studio, job.project, *(() if patience_s is None else (patience_s,)))
+        try:
+            said = " ".join(project.in_step(tag, keep_predictions=self._settings.keep_predictions))
+        except CelestialError as error:
+            said = f"Label Studio could not be told: {error}"
+        self.ledger.told(job, said)
 
     def look(self, project: str) -> None:
         """
@@ -246,41 +244,27 @@ class Jobs:
         if rest > 0:
             self._wake_later(rest)
             return
-        file = self._settings.state.look_lock(project)  # a training waits for no look
-        with lock(file) as mine:
-            if mine is None:
-                return
-            try:
-                self._look(project)
-            except ProjectGoneError:
-                with self._lock(project) as held:
-                    if held is not None:
-                        self._forget(project)
-            finally:
-                file.unlink(missing_ok=True)
+        try:
+            self._look(project)
+        except ProjectGoneError:
+            self._forget(project)
         spent = time.monotonic() - begun
         if spent > SLOW_S:
             self._resting[project] = begun + spent + min(REST * spent, REST_MAX_S)
 
-    def look_after(self, patience_s: float = 0.0) -> None:
+    def look_after(self) -> None:
         """
         Bring everything that was accepted to its end; run at the start of a worker and every minute.
 
-        A training whose worker died waits again, what waits is queued again, and Label Studio is
-        asked, beside all that, for the labels whose events were lost.
-
-        Args:
-            patience_s: How long to wait for a training that may be about to end with its worker.
+        What waits is queued again, and Label Studio is asked, beside all that, for the labels whose events were lost,
+        and told of the models of which it does not know.
         """
         if time.monotonic() < self._looked + LOOK_S:
             return
-        for job in self.ledger.jobs(states=(RUNNING,)):
-            with (
-                _apart(f"The training of project {job.project} cannot be looked after"),
-                self._lock(job.project, patience_s) as held,
-            ):
-                if held is not None:
-                    self._recover(job.project)
+        self._recover()
+        for job in self.ledger.untold():
+            with _apart(f"Label Studio cannot be told of the model of project {job.project}"):
+                self.tell(job, job.manifest.tag or "", STUDIO_S)
         self._pass_on()
         self._look_beside(wanted=False)
         self._looked = time.monotonic()
@@ -288,18 +272,63 @@ class Jobs:
     def stop(self) -> None:
         """End the trainings of this worker, as at a SIGTERM; they wait again, as if they had not been begun."""
         self._stopping.set()
-        for job_id, process in list(self._processes.items()):
+        for job, process in list(self._running.values()):
             process.kill()
             process.wait()
-            if job := self.ledger.job(job_id):
-                self.endings.settle(job, "", begun=False)
+            with _apart(f"The training of project {job.project} begins again when its lease has run out"):
+                self._settle(job, "", begun=False)
+        with suppress(StateError):
+            self.ledger.leave(self.name)
 
-    def _show_life(self) -> None:
-        show_life(self._settings.state.worker_lock)
+    def _live(self) -> None:
+        """Show life, and see to the jobs of workers that show none, until this worker ends."""
+        trouble = None
+        first = True
+        while not self._stopping.is_set():
+            with _apart("This worker cannot show that it lives", trouble) as caught:
+                for job in self.ledger.show_life(self.name, [job for job, _ in list(self._running.values())]):
+                    self._drop(job)
+                self._recover()
+                if first:
+                    self.look_after()
+                    first = False
+            trouble = caught.said or None
+            self._stopping.wait(SIGN_S)
 
-    def _look_first(self) -> None:
-        """Look, and be patient, beside what the worker does: another one may be at a training of which it knows."""
-        threading.Thread(target=self.look_after, args=(START_S,), name="look", daemon=True).start()
+    def _drop(self, job: Job) -> None:
+        """End the process of a job that is another worker's by now, or has ended."""
+        _, process = self._running.get(job.id, (job, None))
+        found = self.ledger.job(job.id)
+        if process is not None and (found is None or not found.ended):
+            logger.warning("Job %s is another worker's by now, and ends here.", job.id)
+            process.kill()
+
+    def _recover(self) -> None:
+        """See to the jobs that are said to run, and whose workers show no life."""
+        for job in self.ledger.lost():
+            with _apart(f"The training of project {job.project} cannot be looked after"):
+                self._settle(job, "Its worker was ended while it ran.", lost=True)
+                self._pass_on()
+
+    def _settle(self, job: Job, why: str, *, begun: bool = True, again: bool = True, lost: bool = False) -> None:
+        """
+        Bring a job whose process is gone to where it belongs; one that ended by itself stays as it is.
+
+        Args:
+            job: As it was started.
+            why: A sentence: what its process died of.
+            begun: Whether this attempt counts.
+            again: Whether another attempt may do better.
+            lost: As for `Ledger.end`.
+        """
+        shutil.rmtree(self._settings.state.job(job.id), ignore_errors=True)
+        if begun and (job.attempts >= ATTEMPTS_MAX or not again):
+            times = f"It was begun {job.attempts} times. " if job.attempts > 1 else ""
+            said = f"{why} {times}The worker's log tells more."
+            if self.ledger.end(job, Ending(FAILED, said), lost=lost):
+                logger.error("Job %s failed: %s", job.id, said)
+        elif self.ledger.give_back(job, begun=begun, lost=lost):
+            logger.warning("Job %s waits again. %s", job.id, why)
 
     def _accepted(self, job: Job) -> dict[str, Any]:
         if job.requests == 1:  # what was merged into a job waits with it
@@ -308,7 +337,7 @@ class Jobs:
 
     def _pass_on(self) -> None:
         """Wake another worker where more jobs wait, or labels want a look."""
-        with contextlib.suppress(StateError):  # the next look makes up for it
+        with suppress(StateError):  # the next look makes up for it
             waiting = len(self.ledger.jobs(states=(WAITING,), limit=MESSAGES)) or bool(self.ledger.looks(wanted=True))
             if waiting:
                 self._wake(waiting)
@@ -336,14 +365,13 @@ class Jobs:
             logger.warning("The queue cannot be reached (%s); the worker looks at the list of jobs every minute.",
                            type(error).__name__)  # fmt: skip
 
-    def _train(self, job: Job, held: IO[bytes]) -> None:
+    def _train(self, job: Job) -> None:
         logger.info("Job %s trains project %s, attempt %d", job.id, job.project, job.attempts)
-        command = [sys.executable, "-m", "celestial_backend.worker.training", job.id, str(os.getpid())]
-        # It keeps the lock too, so the lock is free only when both are gone.
+        command = [sys.executable, "-m", "celestial_backend.worker.training", job.id, job.token, str(os.getpid())]
         process = subprocess.Popen(  # noqa: S603 - our own module
-            command, pass_fds=[held.fileno()], env=child_environ(), stdin=subprocess.DEVNULL, start_new_session=True
+            command, env=child_environ(), stdin=subprocess.DEVNULL, start_new_session=True
         )
-        self._processes[job.id] = process
+        self._running[job.id] = job, process
         limit, in_time = self._settings.train_max_s, True
         deadline = time.monotonic() + limit
         self._mark(job.project)
@@ -353,22 +381,10 @@ class Jobs:
             process.kill()
             process.wait()
             in_time = False
-        del self._processes[job.id]
         if not self._stopping.is_set():
             late = f"It took longer than the {limit:g} seconds of CELESTIAL_TRAIN_MAX_S."
-            self.endings.settle(job, death(process.returncode) if in_time else late, again=in_time)
-
-    def _run_waiting(self) -> bool:
-        for job in reversed(self.ledger.jobs(states=(WAITING,))):
-            with _apart(f"The training of project {job.project} cannot be run"):
-                if self.run(job.project):
-                    return True
-        return False
-
-    def _recover(self, project: str) -> None:
-        """See to a job that is said to run, while its lock is ours: its worker is gone."""
-        for job in self.ledger.jobs(project, (RUNNING,)):
-            self.endings.settle(job, "Its worker was ended while it ran.")
+            self._settle(job, death(process.returncode) if in_time else late, again=in_time)
+        del self._running[job.id]
 
     def _mark(self, project: str) -> None:
         """Remember which labels there are as a training begins."""
@@ -420,10 +436,13 @@ class Jobs:
     def _look(self, project: str) -> None:
         """Look at a project's labels; what was found is dropped where a training was asked for meanwhile."""
         last = self._last_job(project)
-        if last is not None and not last.ended:
+        known = None if last is not None and not last.ended else self.ledger.look(project)
+        if known is None:
             return
-        known = self.ledger.look(project)
-        found = self._looker.look(known, last) if known else None
+        try:
+            found = self._looker.look(known, last)
+        finally:
+            self.ledger.let_look(project)
         if found is None or self._last_job(project) != last:
             return
         self.ledger.looked(project, labels=found.labels, missing=found.missing, brought=found.brought)
@@ -444,126 +463,10 @@ class Jobs:
                     return
 
     def _forget(self, project: str) -> None:
-        """Forget a project that Label Studio does not have, while its lock is ours; its jobs and its model stay."""
+        """Forget a project that Label Studio does not have; its jobs and its model stay."""
         logger.warning("Label Studio has no project %s for us, so it is forgotten until its next /setup", project)
         self.ledger.forget(project)
         self._known.pop(project, None)
-        with contextlib.suppress(OSError):
-            self._settings.state.event(project).unlink(missing_ok=True)
-            self._lock_file(project).unlink(missing_ok=True)
-
-    def _lock_file(self, project: str) -> Path:
-        return self._settings.state.project_lock(project)
-
-    def _lock(self, project: str, patience_s: float = 0.0) -> AbstractContextManager[IO[bytes] | None]:
-        """The open lock of a project's training; None where another worker holds it."""
-        return lock(self._lock_file(project), patience_s)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """
-    What a look has found.
-
-    Attributes:
-        sight: Stands for all that it saw; the same sight says the same.
-        enough: A training is to be asked for.
-    """
-
-    sight: int
-    labels: int
-    missing: str = ""
-    brought: str = ""
-    enough: bool = False
-
-
-class _Looker:
-    """What the labels of projects ask for; for one thread at a time."""
-
-    def __init__(self, settings: Settings, store: ModelStore, studio: Studio) -> None:
-        self._settings = settings
-        self._store = store
-        self._studio = studio
-        self._seen: dict[str, int] = {}
-        self._last: StudioProject | None = None  # that was asked for: to connect takes longer than to ask
-
-    @property
-    def can_ask(self) -> bool:
-        """Whether Label Studio's address and a token are set; else no labels can be read."""
-        return bool(self._settings.label_studio_url and self._settings.label_studio_api_key)
-
-    def remember(self, project: str, found: _Found) -> None:
-        """Keep in mind that what was found has been written down."""
-        if len(self._seen) >= KNOWN_MAX:
-            self._seen.clear()
-        self._seen[project] = found.sight
-
-    def look(self, known: Known, last: Job | None) -> _Found | None:
-        """
-        What the labels of a project ask for; None if all is as it was remembered.
-
-        A project whose live model is its own has learned before, and is asked for its new labels alone.
-
-        Args:
-            known: What the ledger knows of it.
-            last: Its newest job, which has ended.
-
-        Raises:
-            ProjectGoneError: Label Studio has no such project.
-            CelestialError: It did not say, or there is no model.
-        """
-        project, tag = self._project(known.project), self._store.live_tag(known.project)
-        learned = project_of(tag) == known.project
-        config = "" if learned else project.label_config()
-        now = project.labels_now()
-        # A moment that is to come was written down before the clock was moved back.
-        failed = last is not None and last.state == FAILED and 0 <= time.time() - last.requested_at < AGAIN_S
-        tired = failed and known.trained_at is None and not known.missing
-        written = (known.pressed, known.trained_at, known.read_until, known.missing, known.brought)
-        sight = hash((tag, config, now, written, last and last.id, tired))
-        if self._seen.get(known.project) == sight:
-            return None
-        missing, brought = ("", "") if learned else self._hindrance(known, project, tag, config)
-        if missing or brought or tired or self._settings.train_every == NEVER:
-            return _Found(sight, known.labels, missing, brought)
-        untried = known.trained_at is None and known.read_until is None
-        if self._settings.train_every is None and not learned and (untried or known.missing):
-            return _Found(sight, known.labels, enough=True)
-        labels = project.labels_since(_later(known.trained_at, known.read_until))
-        before = now.total - labels if known.trained_labels is None else known.trained_labels
-        return _Found(sight, labels, enough=labels >= counting.enough_new(before, self._settings.train_every))
-
-    def _project(self, number: str) -> StudioProject:
-        last = self._last
-        self._last = last.sibling(number) if last else StudioProject(self._studio, number, STUDIO_S)
-        return self._last
-
-    def _hindrance(self, known: Known, project: StudioProject, tag: str, config: str) -> tuple[str, str]:
-        """What labels are missing, and why the live model is not replaced unasked: one of both at most."""
-        try:
-            unasked = self._settings.train_every != NEVER and not known.pressed
-            if unasked and self._is_brought(known.project, tag) and self._knows(tag, config):
-                return "", f"{tag} was not trained here, and knows choices of the project: {PRESS}"
-            return counting.missing(config, project.annotations()) or "", ""
-        except LabelConfigError as error:
-            return str(error), ""
-
-    def _is_brought(self, project: str, tag: str) -> bool:
-        """Whether a live model is the operator's: neither the embedded one, nor trained for a project."""
-        chosen = self._settings.bentomodel is not None or self._settings.model != Settings.model
-        if chosen and self._store.pointers.read(project) is None:
-            return True
-        return project_of(tag) is None and not tag.startswith(EMBEDDED)
-
-    def _knows(self, tag: str, config: str) -> bool:
-        """Whether a model knows a choice; of one that was never loaded that is taken for granted."""
-        vocabulary = self._store.known(tag)
-        return vocabulary is None or bool(vocabulary.choices(config).controls)
-
-
-def _later(one: str | None, other: str | None) -> str | None:
-    """The later of two moments as Label Studio writes them; None without any."""
-    return max(filter(None, (one, other)), key=read_moment, default=None)
 
 
 class _Trouble:

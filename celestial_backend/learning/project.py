@@ -1,8 +1,8 @@
 """
-One training of one project, from its labels to the live model, or to the reason why there is none.
+One training of one project, from its labels to a model that may take the live one's place, or to why there is none.
 
-Nothing that is served changes before the last step, and that step is one: the new model is whole in the store,
-compared with the live one, and then one small file is replaced.
+Nothing that is served changes: the new model is whole in the store, and compared with the live one. Who asked for it
+publishes it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from celestial_backend.errors import CelestialError, ModelError, ModelLoadError, NotEnoughDataError
+from celestial_backend.errors import ModelError, ModelLoadError, NotEnoughDataError
 from celestial_backend.features import Embedder
 from celestial_backend.labels import ChoiceMap, Control, Vocabulary
 from celestial_backend.learning.control import Champion, Kept, Lesson, Vectors, teach
@@ -48,8 +48,6 @@ from celestial_backend.studio.project import StudioProject
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED: Final = "published"  # the new model is live
-KEPT: Final = "kept"  # the old one stays
 POOL_S = 6.0  # for pictures without a label whose features are not known yet
 LIVE_S = 120.0  # for a live model to be loaded
 SAVED_APART = 1e-4
@@ -64,11 +62,13 @@ class Request:
     Attributes:
         project: Label Studio's number of the project.
         job: Stands for this training; the new model is named after it.
+        attempt: How often it was begun, this time included; no two attempts make the same model.
         folder: An empty one for the new model; whoever made it removes it.
     """
 
     project: str
     job: str
+    attempt: int
     folder: Path
 
 
@@ -81,11 +81,20 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ends: `PUBLISHED` or `KEPT`, the reason for people, and what is told of the new model."""
+    """
+    What a training has brought.
 
-    state: Literal["published", "kept"]
+    Attributes:
+        reason: For people.
+        manifest: What is told of the new model, if there is one, and its tag.
+        better: Whether the new model is to be published.
+        instead_of: The tag of the model that it was compared with, which must be live until then.
+    """
+
     reason: str
     manifest: Manifest = field(default_factory=Manifest)
+    better: bool = False
+    instead_of: str = ""
 
 
 class Learner:
@@ -99,7 +108,7 @@ class Learner:
 
     def learn(self, request: Request, report: Progress, read_until: Callable[[str], None]) -> Outcome:
         """
-        Learn a project's labels, and publish what comes of it if it is not worse than the live model.
+        Learn a project's labels, and compare what comes of it with the live model; it is in the store then.
 
         Args:
             request: Of one project.
@@ -123,7 +132,7 @@ class Learner:
         data = self._read(request.project, project, labels, champion, report)
         tried = self._tried(request.project, champion.live, data)
         if tried is not None:
-            return Outcome(KEPT, _nothing_new(tried, champion.live), Manifest(labels=data.counts))
+            return Outcome(_nothing_new(tried, champion.live), Manifest(labels=data.counts))
         report("learning")
         lessons = {
             control.from_name: lesson
@@ -132,7 +141,7 @@ class Learner:
         }
         if not lessons:
             raise NotEnoughDataError(_few(data.counts))
-        return self._end(request, project, champion, choices, data, lessons, report)
+        return self._end(request, champion, choices, data, lessons, report)
 
     def _champion(self, project: str, config: str) -> Live:
         """The live model; in place of one of the project that is damaged, what projects begin with."""
@@ -187,14 +196,13 @@ class Learner:
     def _end(
         self,
         request: Request,
-        project: StudioProject,
         champion: Live,
         choices: ChoiceMap,
         data: Dataset,
         lessons: Mapping[str, Lesson],
         report: Progress,
     ) -> Outcome:
-        """Save what was learned, and publish it if any control is answered better by it."""
+        """Save what was learned; it is better if any control is answered better by it."""
         report("saving")
         passed = {name: lesson for name, lesson in lessons.items() if lesson.verdict.publish}
         heads: list[Head] = []
@@ -206,7 +214,7 @@ class Learner:
             if head is not None:
                 heads.append(head)
                 taught[name] = _taught(lesson, data.examples[name]) if lesson else champion.taught(name)
-        tag, reason = project_tag(request.project, request.job), _reason(lessons, champion)
+        tag, reason = project_tag(request.project, request.job, request.attempt), _reason(lessons, champion)
         manifest = structs.replace(
             _manifest(champion, data, lessons, taught),
             project=request.project,
@@ -216,11 +224,7 @@ class Learner:
             accepted_weight=self._settings.accepted_weight,
         )
         manifest = self._save(tag, request.folder / "model", heads, champion, manifest, data)
-        outcome = Outcome(PUBLISHED if passed else KEPT, reason, structs.replace(manifest, tag=tag))
-        if passed:
-            outcome = self._publish(request, project, tag, champion.live, outcome, report)
-        self._store.prune(request.project)
-        return outcome
+        return Outcome(reason, structs.replace(manifest, tag=tag), better=bool(passed), instead_of=champion.live)
 
     def _save(
         self, tag: str, place: Path, heads: Sequence[Head], champion: Live, manifest: Manifest, data: Dataset
@@ -246,21 +250,6 @@ class Learner:
                 f"up to {apart:.2g} apart. It was not published."
             )
         return manifest
-
-    def _publish(
-        self, request: Request, project: StudioProject, tag: str, parent: str, outcome: Outcome, report: Progress
-    ) -> Outcome:
-        """Replace the pointer, and bring Label Studio in step; the model is live even if that fails."""
-        report("publishing")
-        if not self._store.publish(request.project, tag, job=request.job, instead_of=parent):
-            said = f"Kept out: {parent} was live when the training began, and another model is now. Train again."
-            return replace(outcome, state=KEPT, reason=said)
-        report("telling Label Studio")
-        try:
-            said = " ".join(project.in_step(tag, keep_predictions=self._settings.keep_predictions))
-        except CelestialError as error:
-            said = f"Label Studio could not be told: {error}"
-        return replace(outcome, reason=f"{outcome.reason} {said}")
 
 
 class Live(Champion):

@@ -211,7 +211,6 @@ def _check(services: Services, admission: Admission) -> Any:
         g.found = {"project": project, "schema": found.label_config}
     else:
         project = str(found.project.id)
-        services.jobs.note_event(project, found.action)
         made = found.annotation if isinstance(found.annotation, list) else [found.annotation]
         labels = sum(label is not None and not label.was_cancelled for label in made)
         g.found = {"action": found.action, "project": {"id": project, "label_config": ""}, "labels": labels}

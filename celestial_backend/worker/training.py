@@ -1,4 +1,9 @@
-"""One training in a process of its own: `python -m celestial_backend.worker.training JOB WORKER`."""
+"""
+One training in a process of its own: `python -m celestial_backend.worker.training JOB TOKEN WORKER`.
+
+It joins what learns and what lasts: the new model becomes the live one, and the job ends, in one transaction. A
+process that has lost its job meanwhile, as its worker was taken for dead, changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,15 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 
 from celestial_backend import logs
+from celestial_backend.database import Transaction
 from celestial_backend.errors import CelestialError, ProjectGoneError, StateError, StudioError
-from celestial_backend.jobs.ledger import FAILED, PUBLISHED, RUNNING, Job, Ledger
+from celestial_backend.jobs.ledger import FAILED, KEPT, PUBLISHED, RUNNING, Ending, Job, Ledger
 from celestial_backend.jobs.processes import end_with_parent
-from celestial_backend.learning.project import Learner, Request
-from celestial_backend.models.manifest import Manifest
+from celestial_backend.learning.project import Learner, Outcome, Request
 from celestial_backend.services import Services, build
 from celestial_backend.settings import Settings
 from celestial_backend.state import private
@@ -27,80 +32,107 @@ logger = logging.getLogger(__name__)
 
 NICE = 10  # predictions go first
 AGAIN_S = 2.0
-PATIENCE_S = 30.0  # for a list of jobs that others write into: nobody waits for a training
+PATIENCE_S = 30.0  # for a database that others write into: nobody waits for a training
 REPORT_S = 1.0
 
 
 class ProgressOfJob:
     """Writes down where a training is: every new stage, and within one at most once a second; for one thread."""
 
-    def __init__(self, ledger: Ledger, job_id: str) -> None:
+    def __init__(self, ledger: Ledger, job: Job) -> None:
         self._ledger = ledger
-        self._job_id = job_id
+        self._job = job
         self._reported = ("", 0.0)
         self._began = time.monotonic()
 
     def __call__(self, stage: str, **where: int | None) -> None:
-        """A list of jobs that cannot be written stops no training."""
+        """A database that is away stops no training."""
         before, at = self._reported
         if stage != before or time.monotonic() > at + REPORT_S:
             self._reported = (stage, time.monotonic())
             try:
-                self._ledger.progress(self._job_id, stage=stage, seconds=round(time.monotonic() - self._began), **where)
+                self._ledger.progress(self._job, stage=stage, seconds=round(time.monotonic() - self._began), **where)
             except StateError as error:
                 logger.warning("%s", error)
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a job ends, as `Ledger.end` takes it."""
-
-    state: str
-    reason: str
-    manifest: Manifest = field(default_factory=Manifest)
-    gone: bool = False
-
-
-def main(job_id: str, worker: int) -> None:
-    """Run a job that a worker (its process id) has begun, and write down how it ended."""
+def main(job_id: str, token: str, worker: int) -> None:
+    """Run a job that a worker (its process id) has started, and write down how it ended."""
     end_with_parent(worker)
     os.nice(NICE)
     settings = Settings.from_environ()
     private(settings.model_dir)
     logs.configure(settings.log_level)
     services = build(settings)
-    ledger = Ledger(settings.model_dir, PATIENCE_S)
+    ledger = Ledger(services.database, PATIENCE_S)
     job = ledger.job(job_id)
-    if job is None or job.state != RUNNING:
+    if job is None or job.state != RUNNING or job.token != token:
         sys.exit(f"Job {job_id} does not run.")
-    ending = _ending(services, ledger, job)
-    logger.info("Job %s: %s. %s", job.id, ending.state, ending.reason)
-    while True:  # until the disk has space again; the worker bounds the time
+    outcome = _learned(services, ledger, job)
+    ended = _ended(services, ledger, job, outcome)
+    if ended is None:
+        sys.exit(f"Job {job_id} was taken over by another worker, and nothing was published.")
+    logger.info("Job %s: %s. %s", job.id, ended.state, ended.reason)
+    if ended.state == PUBLISHED:
+        services.jobs.tell(job, ended.manifest.tag or "")
+    services.store.prune(job.project)
+
+
+def _ended(services: Services, ledger: Ledger, job: Job, outcome: Outcome | Ending) -> Ending | None:
+    """End the job, with patience: until the database is there again, and has space; the worker bounds the time."""
+    while True:
         try:
-            ledger.end(job.id, ending.state, ending.reason, ending.manifest, gone=ending.gone)
+            return end(services, ledger, job, outcome)
         except StateError as error:
             logger.error("%s", error)  # noqa: TRY400 - the sentence says it
             time.sleep(AGAIN_S)
-        else:
-            return
 
 
-def _ending(services: Services, ledger: Ledger, job: Job) -> Ending:
-    """Train, and say how it ended, whatever happens."""
-    folder = services.jobs.endings.folder(job.id)
+def end(services: Services, ledger: Ledger, job: Job, outcome: Outcome | Ending) -> Ending | None:
+    """
+    Publish what a training has brought, if it is better, and end its job, in one transaction.
+
+    Returns:
+        How it ended; None if the job is another worker's by now, and nothing changed then.
+
+    Raises:
+        StateError: The database cannot be written; nothing changed.
+    """
+    if isinstance(outcome, Ending):
+        return ledger.end(job, outcome)
+    kept, tag = Ending(KEPT, outcome.reason, outcome.manifest), outcome.manifest.tag
+    if tag is None:
+        return ledger.end(job, kept)
+    return ledger.end(job, kept, partial(_publish, services, job, outcome, tag, kept))
+
+
+def _publish(
+    services: Services, job: Job, outcome: Outcome, tag: str, kept: Ending, work: Transaction
+) -> Ending:
+    services.store.keep(tag, work)
+    if not outcome.better:
+        return kept
+    if services.store.publish(job.project, tag, job=job.id, instead_of=outcome.instead_of, within=work):
+        return replace(kept, state=PUBLISHED)
+    said = f"Kept out: {outcome.instead_of} was live when the training began, and another model is now. Train again."
+    return replace(kept, reason=said)
+
+
+def _learned(services: Services, ledger: Ledger, job: Job) -> Outcome | Ending:
+    """Train, and say what came of it, whatever happens."""
+    folder = services.settings.state.job(job.id)
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         tempfile.tempdir = str(folder)  # what BentoML and others leave behind goes with it
         _see_project(services, job)
         learner = Learner(services.settings, services.store, services.studio, services.images)
-        request, read_until = Request(job.project, job.id, folder), partial(ledger.read_until, job.project)
-        outcome = learner.learn(request, ProgressOfJob(ledger, job.id), read_until)
-        return Ending(outcome.state, outcome.reason, outcome.manifest)
+        request = Request(job.project, job.id, job.attempts, folder)
+        return learner.learn(request, ProgressOfJob(ledger, job), partial(ledger.read_until, job.project))
     except ProjectGoneError as error:
-        return _stopped_short(services, job, str(error), gone=True)
+        return Ending(FAILED, str(error), gone=True)
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever it was, the job must not hang
-        return _stopped_short(services, job, _reason(job, error))
+        return Ending(FAILED, _reason(job, error))
     finally:
         tempfile.tempdir = None
         shutil.rmtree(folder, ignore_errors=True)
@@ -125,17 +157,5 @@ def _reason(job: Job, error: Exception) -> str:
     return f"It failed unexpectedly ({type(error).__name__}). The worker's log tells more."
 
 
-def _stopped_short(services: Services, job: Job, reason: str, *, gone: bool = False) -> Ending:
-    """How a job ends that was stopped by an error: failed, unless its model is live already."""
-    try:
-        done = services.jobs.endings.published(job)
-        if done is not None:
-            return Ending(PUBLISHED, f"{done.reason or ''} Afterwards: {reason}".strip(), done)
-        services.jobs.endings.withdraw(job)
-    except StateError as error:
-        logger.error("%s", error)  # noqa: TRY400 - the sentence says it
-    return Ending(FAILED, reason, gone=gone)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,90 @@
+"""What releases up to 0.2 have left in the state folder: their list of jobs, a SQLite file, is taken over once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from celestial_backend.database import Transaction
+from celestial_backend.jobs.ledger import MERGED, PUBLISHED, RUNNING, WAITING
+from celestial_backend.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+JOB = ("id", "project", "state", "requests", "attempts", "requested_at", "started_at", "ended_at", "reason", "progress",
+       "outcome")  # fmt: skip
+PROJECT = ("project", "labels", "read_until", "trained_labels", "trained_at", "pressed", "look", "looked_at", "missing",
+           "brought")  # fmt: skip
+PRUNED = ("state", "jobs")
+
+
+def take_over_jobs(settings: Settings) -> Callable[[Transaction], Iterable[Path]]:
+    """For `Database.old`: jobs, what is known of projects, and the numbers of jobs that were pruned."""
+
+    def take_over(work: Transaction) -> Iterable[Path]:
+        file = settings.state.old_jobs
+        if not file.is_file():
+            return []
+        try:
+            jobs, projects, pruned = (_rows(file, table) for table in ("jobs", "projects", "pruned"))
+        except sqlite3.Error as error:
+            logger.warning("The list of jobs of an older release, %s, cannot be read (%s), and is left", file.name, error)
+            return []
+        for project in projects:
+            _add(work, "projects", project, PROJECT)
+        pressed = {} if not jobs or "from_scratch" not in jobs[0] else {job["project"] for job in jobs}
+        for project in pressed:  # until 0.1 the button was the way to a training
+            work.run("UPDATE projects SET pressed = 1 WHERE project = :project", project=project)
+        waits = {job["project"]: job["id"] for job in jobs if job["state"] == WAITING}
+        for job in jobs:
+            _add(work, "work", _settled(settings, job, waits), JOB)
+        for each in pruned:
+            _add(work, "pruned", each, PRUNED)
+        logger.info("%d jobs of an older release were taken over", len(jobs))
+        return [file]
+
+    return take_over
+
+
+def _rows(file: Path, table: str) -> list[dict[str, Any]]:
+    """The rows of a table, in the order in which they were written; none where there is no such table."""
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as old:
+        old.row_factory = sqlite3.Row
+        if not old.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+            return []
+        return [dict(row) for row in old.execute(f"SELECT * FROM {table} ORDER BY rowid")]  # noqa: S608 - our own name
+
+
+def _settled(settings: Settings, job: dict[str, Any], waits: dict[str, str]) -> dict[str, Any]:
+    """A job that ran has published, waits again, or is done by the one that waits by now."""
+    if job["state"] != RUNNING:
+        return job
+    if _published(settings.state.old_pointers / f"{job['project']}.json") == job["id"]:
+        return job | {"state": PUBLISHED}
+    other = waits.setdefault(job["project"], job["id"])
+    if other == job["id"]:
+        return job | {"state": WAITING, "started_at": None, "progress": "{}"}
+    return job | {"state": MERGED, "reason": f"It was interrupted, and job {other} does its work.",
+                  "outcome": json.dumps({"job": other})}  # fmt: skip
+
+
+def _published(pointer: Path) -> str | None:
+    """The job that made a model the live one."""
+    try:
+        found = json.loads(pointer.read_bytes())
+        return str(found["job"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _add(work: Transaction, table: str, row: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Add a row, unless it is there."""
+    values = {name: row[name] for name in names if name in row}
+    marks = ", ".join(f":{name}" for name in values)
+    put = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608 - our own
+    work.run(put, **values)
