@@ -56,11 +56,6 @@ class StateFolder:
         """Where the demonstration keeps all that is its own."""
         return self.root / "demo"
 
-    @property
-    def worker_lock(self) -> Path:
-        """Held by a worker that lives."""
-        return self.root / "work" / "worker.lock"
-
     def classes(self, tag: str) -> Path:
         """What a model names, known without loading it."""
         return self.root / "classes" / f"{tag.replace(':', '-')}.json"
@@ -68,18 +63,6 @@ class StateFolder:
     def job(self, job_id: str) -> Path:
         """The folder of a training, gone when it has ended."""
         return self.root / "work" / job_id
-
-    def project_lock(self, project: str) -> Path:
-        """Held while a project is trained."""
-        return self.root / "work" / f"project-{project}.lock"
-
-    def look_lock(self, project: str) -> Path:
-        """Held while a project's labels are looked for in Label Studio; a training waits for no look."""
-        return self.root / "work" / f"look-{project}.lock"
-
-    def event(self, project: str) -> Path:
-        """Touched when an event of a project's webhook comes."""
-        return self.root / "work" / f"webhook-{project}"
 
     def prelabel_lock(self, project: str) -> Path:
         """Held while a command predicts a project's tasks."""

@@ -18,7 +18,7 @@ from rich.progress import Progress as ProgressBar
 
 from celestial_backend.errors import ModelError, RequestError
 from celestial_backend.jobs.counting import LEAST_CHOICES, LEAST_LABELS
-from celestial_backend.jobs.trainings import EMBEDDED
+from celestial_backend.jobs.looker import EMBEDDED
 from celestial_backend.labels import ChoiceMap, loose, read, some
 from celestial_backend.services import Services, build
 from celestial_backend.settings import NEEDS_LABELS, NEVER, Settings, project_of

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from celestial_backend.errors import CelestialError
-from celestial_backend.jobs.ledger import WAITING, Job, Known, Ledger
-from celestial_backend.jobs.trainings import HOW_TO_START, worker_lives
+from celestial_backend.jobs.ledger import WAITING, Job, Known
+from celestial_backend.jobs.trainings import HOW_TO_START
 from celestial_backend.labels import some
 from celestial_backend.models import standalone
 from celestial_backend.models.registry import Described
@@ -137,12 +137,12 @@ def jobs(settings: Settings, project: int | None, limit: int, *, as_json: bool) 
     Below them stand the projects where none begins by itself, and what is missing there. Where trainings wait and no
     worker runs, it says so on stderr, and they are "stalled" in JSON.
     """
-    ledger, number = Ledger(settings.model_dir), None if project is None else str(project)
+    ledger, number = build(settings).jobs.ledger, None if project is None else str(project)
     found, hindered = ledger.jobs(number, limit=limit), ledger.hindered(number, limit)
     waiting = {job.id for job in found if job.state == WAITING}
-    stalled = waiting if waiting and not worker_lives(settings.model_dir) else set()
+    stalled = waiting if waiting and not ledger.workers() else set()
     if stalled:
-        click.echo(f"No worker runs on this MODEL_DIR, so what waits is not begun. {HOW_TO_START}", err=True)
+        click.echo(f"No worker runs on this database, so what waits is not begun. {HOW_TO_START}", err=True)
     if as_json:
         rows = [shown_job(job) | {"stalled": job.id in stalled} for job in found]
         click.echo(json.dumps([*rows, *map(_shown_hindrance, hindered)]))
@@ -163,7 +163,7 @@ def jobs(settings: Settings, project: int | None, limit: int, *, as_json: bool) 
 
 def shown_job(job: Job) -> dict[str, Any]:
     """A job as JSON shows it."""
-    return asdict(job) | {"tag": job.manifest.tag}
+    return {name: value for name, value in asdict(job).items() if name != "token"} | {"tag": job.manifest.tag}
 
 
 def _shown_hindrance(known: Known) -> dict[str, Any]:

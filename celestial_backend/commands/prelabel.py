@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from celestial_backend.errors import CelestialError, ModelError, StateError
 from celestial_backend.jobs.pages import Answers, Distribution, Page
 from celestial_backend.jobs.processes import lock
-from celestial_backend.jobs.trainings import HOW_TO_START, worker_lives
+from celestial_backend.jobs.trainings import HOW_TO_START
 from celestial_backend.services import Services, build
 from celestial_backend.settings import NEEDS_LABELS, Settings
 from celestial_backend.state import replace_text
@@ -198,8 +198,8 @@ class Prelabelling:
                     f"One prelabel at a time may run on a project, and another one runs on project {self._project}."
                     " Wait until it has ended."
                 )
-            if self._distribute and not worker_lives(self._services.settings.model_dir):
-                raise StateError(f"--distribute needs a worker, and none runs on this MODEL_DIR. {HOW_TO_START}")
+            if self._distribute and not self._services.jobs.ledger.workers():
+                raise StateError(f"--distribute needs a worker, and none runs on this database. {HOW_TO_START}")
             started = time.monotonic()
             config = self._tasks.label_config()
             self._services.store.current(self._project)

@@ -1,26 +1,23 @@
-"""Processes that belong together: who ends with whom, who holds what, and what one died of."""
+"""Processes of one machine that belong together: who ends with whom, who holds what, and what one died of."""
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import celestial_backend
 from celestial_backend.errors import STATE_REMEDY, StateError
 
-logger = logging.getLogger(__name__)
-
 PLACE = str(Path(celestial_backend.__file__).parents[1])  # where `python -m celestial_backend` is found
 LOOK_S = 0.5
-SECRETS = {"BASIC_AUTH_USER", "BASIC_AUTH_PASS", "REDIS_URL"}  # needed to answer requests, and to read the queue
 _SHOWN: list[IO[bytes]] = []  # open as long as the process lives
+SECRETS = {"BASIC_AUTH_USER", "BASIC_AUTH_PASS"}  # needed to answer requests
 
 
 def end_with_parent(parent: int) -> None:
@@ -65,39 +62,10 @@ def lock(path: Path, patience_s: float = 0.0) -> Iterator[IO[bytes] | None]:
 
 
 def show_life(path: Path) -> None:
-    """
-    Hold the lock of a file for the life of this process, so that `is_shown` and `lock` tell whether one lives.
-
-    One process holds it, and the others wait for it in a thread of their own.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")  # on NFS a lock that is shared wants a file that can be read
-        _SHOWN.append(file)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        threading.Thread(target=_wait_to_show, args=(file,), name="life", daemon=True).start()
-    except OSError as error:
-        logger.warning("No one can see that this worker lives (%s).", error.strerror)
-
-
-def is_shown(path: Path) -> bool:
-    """
-    Whether a process lives that shows it; writes nothing, and any number may ask at once.
-
-    Raises:
-        StateError: The file is there and cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        raise StateError(f"The state folder cannot be read ({error.strerror}). {STATE_REMEDY}") from error
-    return False
+    """Hold the lock of a file, as `lock` does, as long as this process or one that it forks lives."""
+    file = path.open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _SHOWN.append(file)
 
 
 def death(code: int) -> str:
@@ -106,11 +74,6 @@ def death(code: int) -> str:
         return f"Its process ended with code {code} and said nothing."
     hint = ", as a machine that is out of memory does" if code == -9 else ""
     return f"Its process was ended by signal {-code}{hint}."
-
-
-def _wait_to_show(file: IO[bytes]) -> None:
-    with suppress(OSError):  # of a file system without locks
-        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _taken(file: IO[bytes], deadline: float) -> bool:

@@ -31,7 +31,7 @@ def make_queue(settings: Settings) -> Huey:
     for name in ("Worker", "Scheduler"):
         logging.getLogger(f"huey.consumer.{name}").addFilter(_Away())
     options: dict[str, Any] = {"results": False, "serializer": _JsonSerializer()}
-    if settings.redis_url is None:
+    if settings.database_url is None:
         try:
             settings.model_dir.mkdir(parents=True, exist_ok=True)
             return SqliteHuey(NAME, filename=str(settings.state.queue), timeout=TIMEOUT_S, **options)
@@ -40,7 +40,7 @@ def make_queue(settings: Settings) -> Huey:
     from redis import ConnectionPool
 
     pool = ConnectionPool.from_url(
-        settings.redis_url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S + 1
+        settings.database_url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S + 1
     )  # the worker's own reading waits a second for a message
     return RedisHuey(NAME, connection_pool=pool, **options)
 

@@ -33,7 +33,7 @@ def take_over_jobs(settings: Settings) -> Callable[[Transaction], Iterable[Path]
         try:
             jobs, projects, pruned = (_rows(file, table) for table in ("jobs", "projects", "pruned"))
         except sqlite3.Error as error:
-            logger.warning("The list of jobs of an older release, %s, cannot be read (%s), and is left", file.name, error)
+            logger.warning("The list of jobs of an older release, %s, is left: %s", file.name, error)
             return []
         for project in projects:
             _add(work, "projects", project, PROJECT)
