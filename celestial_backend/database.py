@@ -194,7 +194,9 @@ class Database:
             return _Opened(os.getpid(), reading, create_engine(self._url, pool_pre_ping=True, **shared))
         url = self._url
         if self._look_only:
-            url = make_url(f"sqlite:///file:{quote(str(self._file))}?mode=ro&uri=true")
+            in_use = self._file.with_name(f"{self._file.name}-wal").exists()  # else even a reader puts files beside it
+            how = "mode=ro" if in_use else "mode=ro&immutable=1"
+            url = make_url(f"sqlite:///file:{quote(str(self._file))}?{how}&uri=true")
         else:
             self._file.parent.mkdir(parents=True, exist_ok=True)
         reading = create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, pool_size=CONNECTIONS,

@@ -62,7 +62,7 @@ def _findings(settings: Settings, project: int | None, backend_url: str | None, 
     yield from told
     yield from _of_studio(services, project, fix=fix, answers=answers, model_works=bool(classes))
     yield machine.worker(settings, running=running)
-    yield machine.queue(settings)
+    yield machine.database(settings)
 
 
 def _of_studio(

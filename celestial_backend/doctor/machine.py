@@ -1,5 +1,5 @@
 """
-What `doctor` looks at on this machine: packages, model, folders, port, worker, queue.
+What `doctor` looks at on this machine: packages, model, folders, port, worker, database.
 
 Each check is a function that gives a `Finding` and changes nothing; it never raises what it looks for.
 """
@@ -7,22 +7,19 @@ Each check is a function that gives a `Finding` and changes nothing; it never ra
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import socket
-import sqlite3
 import sys
 import tempfile
-from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from celestial_backend.database import VERSION, Database
 from celestial_backend.errors import PASSWORD, CelestialError, ModelError, StateError
 from celestial_backend.jobs.processes import PLACE
-from celestial_backend.jobs.queue import make_queue
 from celestial_backend.jobs.trainings import HOW_TO_START, worker_lives
 from celestial_backend.models import registry
 from celestial_backend.models.store import ModelStore
@@ -253,38 +250,25 @@ def worker(settings: Settings, *, running: bool) -> Finding:
     return Finding(name, "fail", what, HOW_TO_START)
 
 
-def queue(settings: Settings) -> Finding:
-    """Whether the queue that wakes workers can be reached."""
-    name = "Queue"
-    if settings.redis_url is not None:
-        return _redis(settings)
-    path = settings.state.queue
-    if not path.exists():
-        return Finding(name, "ok", "A file in the state folder, made at the first start.")
-    in_use = path.with_name(f"{path.name}-wal").exists()  # else even a reader would put files beside it
-    how = "?mode=ro" if in_use else "?mode=ro&immutable=1"
+def database(settings: Settings) -> Finding:
+    """Whether the database can be read, and its tables are those of this release."""
+    name, looked_at = "Database", Database(settings, look_only=True)
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}{how}", uri=True, timeout=ANSWER_S)) as connection:
-            connection.execute("select count(*) from sqlite_master").fetchone()
-    except sqlite3.Error as error:
-        mend = f"Stop the backend and remove the file; the list of jobs is kept elsewhere: rm {path}"
-        return Finding(name, "fail", f"{path} cannot be read ({error}).", mend)
-    return Finding(name, "ok", "The file in the state folder can be read.")
-
-
-def _redis(settings: Settings) -> Finding:
-    from redis import RedisError
-
-    storage = make_queue(settings).storage
-    try:
-        storage.conn.ping()
-    except (RedisError, OSError) as error:
-        said = re.sub(r"//[^/\s]*@", "//", str(error))
-        mend = "Start it, or correct REDIS_URL; without REDIS_URL the queue is a file."
-        return Finding("Queue", "fail", f"Redis does not answer ({said or type(error).__name__}).", mend)
-    finally:
-        storage.pool.disconnect()
-    return Finding("Queue", "ok", "Redis answers.")
+        about = {row["name"]: row["value"] for row in looked_at.rows("SELECT name, value FROM about")}
+        if not about and (settings.database_url or "").startswith("postgresql"):
+            may_make = looked_at.row("SELECT has_database_privilege(current_database(), 'CREATE') AS found")
+        else:
+            may_make = {"found": True}
+    except StateError as error:
+        return Finding(name, "fail", str(error))
+    if about.get("oldest", 0) > VERSION:
+        newer = f"of a newer release, version {about['version']}; this one knows {VERSION}"
+        what = f"{looked_at.name} has tables {newer}."
+        return Finding(name, "fail", what, "Upgrade celestial-backend here too.")
+    if not may_make or not may_make["found"]:
+        mend = "Let the user of CELESTIAL_DATABASE_URL make one: GRANT CREATE ON DATABASE name TO user"
+        return Finding(name, "fail", "The tables are missing, and the user may make no schema for them.", mend)
+    return Finding(name, "ok", f"{looked_at.name} can be read.{'' if about else ' Tables are made at the first use.'}")
 
 
 def backend(settings: Settings, url: str | None) -> tuple[bool, Finding]:

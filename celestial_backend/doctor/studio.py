@@ -247,12 +247,11 @@ class Hooked:
 
     def labels(self) -> Finding:
         """Whether a training begins by itself, or what labels are missing for it: a hint, and never a failure."""
-        name, known = "Labels", None
-        if self._settings.state.jobs.exists():  # a look makes none
-            try:
-                known = self._services.jobs.ledger.known(str(self.number))
-            except StateError as error:
-                return not_checked(name, f"the state folder cannot be used ({error})")
+        name = "Labels"
+        try:
+            known = self._services.jobs.ledger.known(str(self.number))
+        except StateError as error:
+            return not_checked(name, f"the database cannot be used ({error})")
         if known is None or known.missing is None:
             return Finding(name, "ok", "They are not counted yet; a worker does so within a minute.")
         enough = "There are enough to learn from."

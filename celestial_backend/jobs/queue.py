@@ -1,29 +1,33 @@
-"""The queue that wakes workers: Huey, on a file in the state folder or on Redis, and the same on both."""
+"""The queue that wakes workers: Huey, on a file in the state folder or on PostgreSQL, wherever the database is."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import select
 import sqlite3
 import time
 from typing import Any
 
-from huey import Huey, RedisHuey, SqliteHuey
+import psycopg
+from huey import Huey, PostgresHuey, SqliteHuey
 from huey.registry import Message
 from huey.serializer import Serializer
+from huey.storage import PostgresStorage
 
+from celestial_backend.database import ALIVE, CONNECT_S, SCHEMA
 from celestial_backend.errors import STATE_REMEDY, StateError
 from celestial_backend.settings import Settings
 
 NAME = "celestial"
-TIMEOUT_S = 0.5  # for a queue that does not answer
+TIMEOUT_S = 0.5  # for a file that another process writes into
 SAY_S = 60.0  # between two lines of the log about a queue that is away; Huey writes some each second
 
 
 def make_queue(settings: Settings) -> Huey:
     """
-    A queue without tasks; what goes through it is plain JSON, never a pickle.
+    A queue without tasks; what goes through it is plain JSON, never a pickle. PostgreSQL is asked when it is used.
 
     Raises:
         StateError: Its file cannot be opened.
@@ -31,22 +35,42 @@ def make_queue(settings: Settings) -> Huey:
     for name in ("Worker", "Scheduler"):
         logging.getLogger(f"huey.consumer.{name}").addFilter(_Away())
     options: dict[str, Any] = {"results": False, "serializer": _JsonSerializer()}
-    if settings.database_url is None:
+    if not (settings.database_url or "").startswith("postgresql"):
         try:
             settings.model_dir.mkdir(parents=True, exist_ok=True)
             return SqliteHuey(NAME, filename=str(settings.state.queue), timeout=TIMEOUT_S, **options)
         except (sqlite3.Error, OSError) as error:
             raise StateError(f"The queue in the state folder cannot be opened ({error}). {STATE_REMEDY}") from error
-    from redis import ConnectionPool
+    address = str(settings.database_url).replace("+psycopg", "", 1)
+    return PostgresHuey(NAME, storage_class=_Postgres, dsn=address, create_tables=False, **options)
 
-    pool = ConnectionPool.from_url(
-        settings.database_url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S + 1
-    )  # the worker's own reading waits a second for a message
-    return RedisHuey(NAME, connection_pool=pool, **options)
+
+class _Postgres(PostgresStorage):  # type: ignore[misc]
+    """Huey's tables in the schema that is ours, made by whoever finds none."""
+
+    def _connect(self) -> Any:
+        options: dict[str, Any] = {"connect_timeout": CONNECT_S, "options": f"-c search_path={SCHEMA}", **ALIVE}
+        connection = psycopg.connect(self.dsn, autocommit=True, **options)
+        found = connection.execute("SELECT to_regclass(%s)", (f"{SCHEMA}.{self.table_counter}",)).fetchone()
+        if found == (None,):
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(hashtext('celestial tables'))")
+                for statement in (f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}", *self.ddl):
+                    connection.execute(statement)
+        return connection
+
+    _create_connection = _connect
+
+    @property
+    def conn(self) -> Any:
+        """The connection of this process; a new one after the server has ended the old one, which shows on it."""
+        if self._conn is not None and not self._conn.closed and select.select([self._conn], [], [], 0)[0]:
+            self._conn.close()
+        return super().conn
 
 
 class _JsonSerializer(Serializer):  # type: ignore[misc]
-    """Messages as JSON: who can write into Redis can ask for work and answer for workers, and run no code of theirs."""
+    """Messages as JSON: who can write into the queue can wake workers, and run no code of theirs."""
 
     def _serialize(self, data: Any) -> bytes:
         return json.dumps(data).encode()
@@ -64,7 +88,7 @@ class _Away(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if type(error).__module__.partition(".")[0] not in ("redis", "sqlite3"):
+        if type(error).__module__.partition(".")[0] not in ("psycopg", "sqlite3"):
             return True
         if time.monotonic() < self._said + SAY_S:
             return False

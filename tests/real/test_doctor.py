@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from click.testing import CliRunner
 from packaging.specifiers import SpecifierSet
 
 from celestial_backend.commands.cli import main
+from celestial_backend.database import VERSION, Database
 from celestial_backend.doctor import machine
 from celestial_backend.doctor import studio as studio_checks
 from celestial_backend.jobs.ledger import Ledger
@@ -40,6 +43,7 @@ from tests.support.backend_server import (
     plain_environ,
 )
 from tests.support.label_studio import LabelStudioServer
+from tests.support.postgres_server import PostgresServer
 from tests.support.stores import store_of
 
 MonkeyPatch = pytest.MonkeyPatch
@@ -197,17 +201,38 @@ def test_a_port_that_another_program_has(label_studio: LabelStudioServer, monkey
 
 
 @pytest.mark.usefixtures("port")
-def test_a_redis_and_a_queue_file_that_are_gone(monkeypatch: MonkeyPatch) -> None:
-    """The address is not shown, for it may hold a password."""
-    (Path(os.environ["MODEL_DIR"]) / "queue.db").write_text("this is no database " * 100)
-    assert doctor().state("Queue") == "fail"
-    monkeypatch.setenv("REDIS_URL", f"redis://:sesame@127.0.0.1:{free_port()}/0")
+def test_a_database_that_is_away_broken_or_new(monkeypatch: MonkeyPatch, database_url: str) -> None:
+    """A look makes no tables in an empty one; the address is not shown, for it may hold a password."""
+    monkeypatch.setenv("CELESTIAL_DATABASE_URL", database_url)
+    empty, database = doctor(), Database(Settings.from_environ())
+    assert empty.state("Database") == "ok"
+    assert "first use" in empty.findings["Database"]["what"]
+    with database.writing("tables") as transaction:
+        transaction.run("UPDATE about SET value = :newer", newer=VERSION + 1)
+    newer = doctor()
+    assert newer.state("Database") == "fail"
+    assert "newer release" in newer.findings["Database"]["what"]
+    monkeypatch.setenv("CELESTIAL_DATABASE_URL", f"postgresql://me:sesame@127.0.0.1:{free_port()}/here")
+    away = doctor()
+    assert away.state("Database") == "fail"
+    assert "sesame" not in away.text
+    monkeypatch.delenv("CELESTIAL_DATABASE_URL")
+    (Path(os.environ["MODEL_DIR"]) / "celestial.db").write_text("this is no database " * 100)
+    assert doctor().state("Database") == "fail"
+
+
+@pytest.mark.usefixtures("port")
+def test_a_database_in_which_no_schema_may_be_made(monkeypatch: MonkeyPatch, postgres_server: PostgresServer) -> None:
+    """The user of the backend is none that Label Studio's database lets make one."""
+    url = postgres_server.fresh()
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE ROLE guest LOGIN PASSWORD 'sesame'")
+    address = urlsplit(url)
+    guest = address._replace(netloc=f"guest:sesame@{address.hostname}:{address.port}").geturl()
+    monkeypatch.setenv("CELESTIAL_DATABASE_URL", guest)
     told = doctor()
-    assert told.state("Queue") == "fail"
-    assert "sesame" not in told.text
-    monkeypatch.delenv("REDIS_URL")
-    (Path(os.environ["MODEL_DIR"]) / "queue.db").unlink()
-    assert doctor().state("Queue") == "ok"
+    assert told.state("Database") == "fail"
+    assert "GRANT CREATE" in told.findings["Database"]["mend"]
 
 
 def test_a_worker_that_is_dead(
