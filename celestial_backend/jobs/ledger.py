@@ -19,6 +19,7 @@ from typing import Any
 
 from celestial_backend.database import Database, Row, Transaction
 from celestial_backend.errors import BusyError
+from celestial_backend.jobs.processes import is_dead
 from celestial_backend.models.manifest import Manifest
 from celestial_backend.settings import is_project
 
@@ -310,13 +311,14 @@ class Ledger:
     def workers(self) -> int:
         """How many workers have shown that they live."""
         now = self._database.now()
-        return sum(_lasts(row["lease"], now) for row in self._database.rows("SELECT lease FROM workers"))
+        rows = self._database.rows("SELECT name, lease FROM workers")
+        return sum(_lasts(row["lease"], now) and not is_dead(row["name"]) for row in rows)
 
     def lost(self) -> list[Job]:
-        """The jobs that are said to run, and whose workers have shown no life for as long as a lease lasts."""
+        """The jobs that are said to run, and whose workers have ended, or shown no life for too long."""
         running = self._database.rows("SELECT * FROM work WHERE state = 'running' ORDER BY seq")
         now = self._database.now() if running else 0.0
-        return [_job(row) for row in running if not _lasts(row["lease"], now)]
+        return [_job(row) for row in running if _is_lost(row, now)]
 
     def progress(self, job: Job, **where: Any) -> None:
         """Write down where a running job is."""
@@ -469,7 +471,11 @@ def _held(work: Transaction, job: Job, *, lost: bool) -> Row | None:
     """A running job whose lease is the one of this start, and which has run out if it is said to be lost."""
     running = "SELECT * FROM work WHERE id = :id AND state = 'running' AND token = :token"
     found = work.row(running, id=job.id, token=job.token)
-    return None if found is None or (lost and _lasts(found["lease"], work.now())) else found
+    return None if found is None or (lost and not _is_lost(found, work.now())) else found
+
+
+def _is_lost(running: Row, now: float) -> bool:
+    return not _lasts(running["lease"], now) or is_dead(running["worker"])
 
 
 def _lasts(lease: float, now: float) -> bool:

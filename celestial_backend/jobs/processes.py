@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -68,12 +71,42 @@ def show_life(path: Path) -> None:
     _SHOWN.append(file)
 
 
+def this_process() -> str:
+    """A name of this process that no other one has or will have, on any machine."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_began(os.getpid())}:{_place()}"
+
+
+def is_dead(name: str) -> bool:
+    """Whether a process is known to have ended: one of this machine that is not there; of another one nobody knows."""
+    _, pid, began, place = [*name.split(":"), "", "", "", ""][:4]
+    return bool(began) and place == _place() and _began(int(pid)) != began
+
+
 def death(code: int) -> str:
     """What a process that ended without a word is said to have died of."""
     if code >= 0:
         return f"Its process ended with code {code} and said nothing."
     hint = ", as a machine that is out of memory does" if code == -9 else ""
     return f"Its process was ended by signal {-code}{hint}."
+
+
+def _began(pid: int) -> str:
+    """When a process began, as the kernel counts; "" if it is not there, or only waits to be buried."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if told[0] in "ZX" else told[19]
+
+
+@cache
+def _place() -> str:
+    """Where the numbers of processes are these: a machine since its start, and a container of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot[:8]}-{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116 - what the link leads to has no path
+    except OSError:
+        return secrets.token_hex(8)
 
 
 def _taken(file: IO[bytes], deadline: float) -> bool:

@@ -17,9 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -47,7 +45,7 @@ from celestial_backend.jobs.ledger import (
 )
 from celestial_backend.jobs.looker import STUDIO_S, Looker
 from celestial_backend.jobs.pages import Pages
-from celestial_backend.jobs.processes import child_environ, death
+from celestial_backend.jobs.processes import child_environ, death, this_process
 from celestial_backend.jobs.queue import make_queue
 from celestial_backend.models.store import ModelStore
 from celestial_backend.settings import NEVER, Settings, is_project, no_project
@@ -193,7 +191,7 @@ class Jobs:
         with self._gate:
             if self.name:
                 return
-            self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+            self.name = this_process()
         threading.Thread(target=self._live, name="life", daemon=True).start()
 
     def run_next(self, *_: object) -> None:

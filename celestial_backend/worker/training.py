@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -125,6 +126,7 @@ def _learned(services: Services, ledger: Ledger, job: Job) -> Outcome | Ending:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         tempfile.tempdir = str(folder)  # what BentoML and others leave behind goes with it
+        _withdraw(services, job)
         _see_project(services, job)
         learner = Learner(services.settings, services.store, services.studio, services.images)
         request = Request(job.project, job.id, job.attempts, folder)
@@ -132,10 +134,19 @@ def _learned(services: Services, ledger: Ledger, job: Job) -> Outcome | Ending:
     except ProjectGoneError as error:
         return Ending(FAILED, str(error), gone=True)
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever it was, the job must not hang
+        _withdraw(services, job)
         return Ending(FAILED, _reason(job, error))
     finally:
         tempfile.tempdir = None
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _withdraw(services: Services, job: Job) -> None:
+    """Remove what an attempt that ended too early has saved, so that the same labels can be learned again."""
+    with suppress(CelestialError, OSError):
+        for model in services.store.registry.models():
+            if model.project == job.project and model.manifest.job == job.id:
+                services.store.registry.remove(model.tag)
 
 
 def _see_project(services: Services, job: Job) -> None:

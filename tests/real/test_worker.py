@@ -15,13 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-import redis
 
-from celestial_backend.doctor.machine import last_event
+from celestial_backend.errors import StateError
 from celestial_backend.jobs.ledger import FAILED, MERGED, PUBLISHED, RUNNING, WAITING
-from tests.support.backend_server import REPOSITORY, ServerProcess
+from tests.support.backend_server import REPOSITORY
 from tests.support.picture_host import PictureHost, picture_host
-from tests.support.redis_server import RedisServer
+from tests.support.postgres_server import PostgresServer
 from tests.support.trainings import BIN, Place
 
 CONSUMER = [BIN / "huey_consumer", "--quiet", "--logfile=/dev/null", "--max-delay=1", "celestial_backend.worker.huey"]
@@ -29,23 +28,23 @@ CONSUMER = [BIN / "huey_consumer", "--quiet", "--logfile=/dev/null", "--max-dela
 
 @pytest.fixture
 def place(tmp_path: Path, model_store: Path) -> Iterator[Place]:
-    """With the queue in a file of the state folder."""
+    """With the database in a file of the state folder."""
     place = Place(tmp_path, model_store)
     yield place
     place.stop()
 
 
 @pytest.fixture
-def on_redis(tmp_path: Path, model_store: Path, redis_server: RedisServer) -> Iterator[Place]:
-    """With the queue in Redis."""
-    place = Place(tmp_path, model_store, REDIS_URL=redis_server.url)
+def on_postgresql(tmp_path: Path, model_store: Path, postgres_server: PostgresServer) -> Iterator[Place]:
+    """With a PostgreSQL."""
+    place = Place(tmp_path, model_store, CELESTIAL_DATABASE_URL=postgres_server.fresh())
     yield place
     place.stop()
 
 
-@pytest.fixture(params=["place", "on_redis"])
+@pytest.fixture(params=["place", "on_postgresql"])
 def either(request: pytest.FixtureRequest) -> Place:
-    """With the queue in a file, and with the queue in Redis."""
+    """With the database in a file, and with a PostgreSQL."""
     chosen: Place = request.getfixturevalue(request.param)
     return chosen
 
@@ -58,30 +57,31 @@ MOMENTS = {
     "learning": ("celestial_backend.jobs.ledger:Ledger.progress:after:learning", "worker", 2),
     "saving": ("celestial_backend.models.registry:Registry.add_heads:before", "worker", 2),
     "half-saved": ("shutil:copyfile:after:/bentoml/", "both", 2),
-    "before-pointer": ("celestial_backend.models.store:Pointers.write:before", "both", 2),
-    "after-pointer": ("celestial_backend.models.store:Pointers.write:after", "both", 1),
+    "before-pointer": ("celestial_backend.models.pointers:Pointers.write:before", "both", 2),
+    "after-pointer": ("celestial_backend.models.pointers:Pointers.write:after", "both", 2),
+    "ended": ("celestial_backend.jobs.ledger:Ledger.end:after", "both", 1),
     "telling": ("celestial_backend.studio.project:StudioProject.show_version:before", "worker", 1),
-    "before-end": ("celestial_backend.jobs.ledger:Ledger.end:before", "worker", 1),
+    "before-end": ("celestial_backend.jobs.ledger:Ledger.end:before", "worker", 2),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_worker_that_is_killed_costs_no_job(place: Place, moment: str) -> None:
+def test_a_worker_that_is_killed_costs_no_job(either: Place, moment: str) -> None:
     """Whenever the kill comes, the next worker brings the job to its end, and it is published exactly once."""
     at, what, attempts = MOMENTS[moment]
-    worker = place.worker(FAULT_AT=at, FAULT_DO=what)
-    job = place.request()
+    worker = either.worker(FAULT_AT=at, FAULT_DO=what)
+    job = either.request()
     worker.process.wait(20)
     assert worker.process.returncode == -signal.SIGKILL
-    place.worker()
-    ended = place.ended(job)
+    either.worker()
+    ended = either.ended(job)
     assert (ended.state, ended.attempts) == (PUBLISHED, attempts)
-    assert place.publications() == [job]
-    pointer = place.services.store.pointers.read("3")
+    assert either.publications() == [job]
+    pointer = either.services.store.pointers.read("3")
     assert pointer is not None
     assert (pointer.tag, pointer.job) == (ended.outcome["tag"], job)
-    assert [model.tag for model in place.services.store.registry.models() if model.project] == [pointer.tag]
-    place.wait_for(lambda: not place.trainers() and not place.left_over(), 5)
+    assert [model.tag for model in either.services.store.registry.models() if model.project] == [pointer.tag]
+    either.wait_for(lambda: not either.trainers() and not either.left_over(), 5)
 
 
 def test_a_killed_job_is_merged_into_the_one_that_waits(place: Place) -> None:
@@ -120,7 +120,7 @@ def test_a_request_is_run_merged_or_run_next(either: Place) -> None:
 @pytest.mark.parametrize(
     ("place_name", "workers"),
     [
-        pytest.param("on_redis", [(), ()], id="two processes, Redis"),
+        pytest.param("on_postgresql", [(), ()], id="two processes, PostgreSQL"),
         pytest.param("place", [[*CONSUMER, "-w", "2"]], id="two threads, SQLite"),
     ],
 )
@@ -173,25 +173,21 @@ def test_trainings_of_projects_that_are_gone_fail_and_leave_nothing(
     place = Place(tmp_path, model_store, **given)
     try:
         jobs = [place.request(project) for project in ("3", "4")]
-        place.jobs.note_event("3", "ANNOTATION_CREATED")
-        assert last_event(place.settings.model_dir, 3) is not None
         place.worker()
         for job in jobs:
             ended = place.ended(job)
             assert (ended.state, ended.attempts) == (FAILED, 1)
             assert "answered 404 (No Project matches the given query)" in ended.reason
         place.wait_for(lambda: not place.ledger.projects())
-        place.wait_for(lambda: [p.name for p in (place.settings.model_dir / "work").iterdir()] == ["worker.lock"])
+        place.wait_for(lambda: not list((place.settings.model_dir / "work").iterdir()))
         assert place.marked("began") == []
     finally:
         place.stop()
 
 
-def test_processes_for_strangers_pictures_hold_no_password(
-    tmp_path: Path, model_store: Path, redis_server: RedisServer
-) -> None:
-    """Neither that of requests nor that of the queue; Label Studio's token they need."""
-    secret = {"BASIC_AUTH_USER": "me", "BASIC_AUTH_PASS": "s3cret", "REDIS_URL": redis_server.url}
+def test_processes_for_strangers_pictures_hold_no_password(tmp_path: Path, model_store: Path) -> None:
+    """They answer no requests; Label Studio's token they need."""
+    secret = {"BASIC_AUTH_USER": "me", "BASIC_AUTH_PASS": "s3cret"}
     place = Place(tmp_path, model_store, LABEL_STUDIO_API_KEY="needed", **secret)
     try:
         worker = place.worker(FAULT_LEARN="20")
@@ -260,8 +256,9 @@ def test_a_stop_lets_the_job_wait_again(place: Place, command: list[str]) -> Non
     """SIGTERM ends the training within two seconds; this attempt does not count, not even as the third."""
     job = place.request()
     for _ in range(2):  # it was begun and died
-        place.ledger.start("3")
-        place.ledger.give_back(job)
+        begun = place.ledger.start("here")
+        assert begun is not None
+        place.ledger.give_back(begun)
     worker = place.worker(command, FAULT_LEARN="60")
     assert place.stage(job, "reading labels").attempts == 3
     worker.process.send_signal(signal.SIGTERM)
@@ -285,10 +282,11 @@ def test_sigint_lets_the_training_end_first(place: Place) -> None:
 def test_a_trainer_without_its_worker_ends_before_it_begins(place: Place) -> None:
     """A worker that was killed in the first moment of its training leaves nobody who trains on his own."""
     job = place.request()
-    place.ledger.start("3")
+    begun = place.ledger.start("here")
+    assert begun is not None
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    command = [sys.executable, "-m", "celestial_backend.worker.training", job, str(gone.pid)]
+    command = [sys.executable, "-m", "celestial_backend.worker.training", job, begun.token, str(gone.pid)]
     environ = place.environ | place.faults | {"FAULT_LEARN": "8"}
     assert subprocess.run(command, cwd=REPOSITORY, env=environ, timeout=30, check=False).returncode == 1
     assert (place.job(job).state, place.publications()) == (RUNNING, [])
@@ -315,61 +313,40 @@ def test_what_strangers_put_into_the_queue_is_not_run(either: Place, tmp_path: P
     assert worker.process.poll() is None
 
 
-def test_lost_messages_are_found_again(on_redis: Place, redis_server: RedisServer) -> None:
-    """A Redis that forgets everything costs nothing that was accepted."""
-    jobs = [on_redis.request("3"), on_redis.request("4")]
-    with redis.Redis.from_url(redis_server.url) as client:
-        assert client.llen("huey.redis.celestial") == 2
-        client.flushall()
-    on_redis.worker()
-    assert [on_redis.ended(job).state for job in jobs] == [PUBLISHED, PUBLISHED]
+def test_lost_messages_are_found_again(either: Place) -> None:
+    """A queue that forgets everything costs nothing that was accepted."""
+    jobs = [either.request("3"), either.request("4")]
+    assert either.jobs.huey.pending_count() == 2
+    either.jobs.huey.flush()
+    either.worker()
+    assert [either.ended(job).state for job in jobs] == [PUBLISHED, PUBLISHED]
 
 
-def test_a_redis_that_is_away_delays_and_loses_nothing(on_redis: Place, redis_server: RedisServer) -> None:
-    """A request is accepted in less than a second; workers live on, say what is wrong, and run it with Redis back."""
-    workers = [on_redis.worker()]
-    on_redis.ended(on_redis.request("4"))
-    redis_server.kill()
-    started = time.monotonic()
-    job = on_redis.request()
-    assert time.monotonic() - started < 4
-    workers.append(on_redis.worker())
-    time.sleep(3)  # in which they ask in vain
-    assert on_redis.job(job).state == WAITING
-    command = [str(part) for part in redis_server.process.args]
-    again = ServerProcess(command, cwd=on_redis.folder, environ={}, log=on_redis.folder / "redis-again.log")
-    try:
-        again.wait_for_log("Ready to accept connections")
-        on_redis.jobs.look_after()  # as the worker does every minute
-        assert on_redis.ended(job).state == PUBLISHED
-        assert [worker.process.poll() for worker in workers] == [None, None]
-    finally:
-        again.stop()
-    said = workers[0].log_text()
-    assert "Traceback" not in said
-    assert 2 <= said.count("The queue cannot be reached (ConnectionError)") <= 8, "each worker, in its two threads"
-
-
-def test_a_redis_that_hangs_does_not_hold_up_a_request(on_redis: Place, redis_server: RedisServer) -> None:
-    """Ten in a row are each accepted in less than a second."""
-    on_redis.request()
-    redis_server.process.send_signal(signal.SIGSTOP)
-    try:
-        for _ in range(10):
-            started = time.monotonic()
-            on_redis.request()
-            assert time.monotonic() - started < 4  # by itself the client waits for ever
-    finally:
-        redis_server.process.send_signal(signal.SIGCONT)
-    assert on_redis.ledger.jobs()[0].requests == 11
+def test_a_database_that_is_away_delays_and_loses_nothing(
+    on_postgresql: Place, postgres_server: PostgresServer
+) -> None:
+    """Killed while one job runs and another one waits: workers live on, and end both once it is back."""
+    worker = on_postgresql.worker(FAULT_LEARN="4")
+    jobs = [on_postgresql.request("3"), on_postgresql.request("4")]
+    on_postgresql.stage(jobs[0], "reading pictures")
+    postgres_server.kill()
+    with pytest.raises(StateError, match=r"Nothing was accepted\. Start the database"):
+        on_postgresql.jobs.request("5")
+    time.sleep(6)  # in which the training wants to end
+    postgres_server.start()
+    ended = [on_postgresql.ended(job, 90) for job in jobs]
+    assert [(job.state, job.attempts) for job in ended] == [(PUBLISHED, 1), (PUBLISHED, 1)]
+    assert on_postgresql.publications() == jobs
+    assert worker.process.poll() is None
+    assert "Traceback" not in worker.log_text()
 
 
 def test_locked_files_delay_and_lose_nothing(place: Place) -> None:
-    """List and queue are held by another program while a training ends: it ends once, later; the worker lives on."""
+    """Database and queue are held by another program while a training ends: it ends once, later; the worker lives on."""
     worker = place.worker(FAULT_LEARN="1")
     job = place.request()
     place.stage(job, "learning")
-    files = [place.settings.model_dir / name for name in ("jobs.db", "queue.db")]
+    files = [place.settings.model_dir / name for name in ("celestial.db", "queue.db")]
     others = [sqlite3.connect(file, timeout=5, isolation_level=None) for file in files]
     for other in others:
         other.execute("BEGIN EXCLUSIVE")
@@ -387,7 +364,6 @@ def test_locked_files_delay_and_lose_nothing(place: Place) -> None:
 
 FULL = {
     "saving": ("shutil:copyfile:before:/bentoml/", "The BentoML store cannot be written (No space left on device)"),
-    "pointing": ("os:fsync:before", "The live model of project 3 cannot be changed (No space left on device)"),
 }
 
 
@@ -404,17 +380,3 @@ def test_a_full_disk_fails_with_a_sentence_and_keeps_the_old_model(place: Place,
     assert [model.tag for model in place.services.store.registry.models()] == [before]
     assert place.left_over() == []
     assert place.ended(place.request()).state == PUBLISHED
-
-
-def test_a_damaged_pointer_holds_up_no_other_project(place: Place) -> None:
-    """A job whose worker was killed cannot be judged without it, and fails with what to do; the others go on."""
-    broken = place.request("3")
-    place.ledger.start("3")
-    pointer = place.settings.model_dir / "live" / "3.json"
-    pointer.parent.mkdir()
-    pointer.write_text("{")
-    other = place.request("4")
-    place.worker()
-    assert "models use TAG --project 3" in place.ended(broken).reason
-    assert place.job(broken).state == FAILED
-    assert place.ended(other).state == PUBLISHED

@@ -47,13 +47,13 @@ class Place:
         return self.workers[-1]
 
     def request(self, project: str = "3") -> str:
-        """Ask for a training as a person does: again, where a busy machine kept the list of jobs locked."""
+        """Ask for a training as a person does: again, where a busy machine kept the database in use."""
         deadline = time.monotonic() + 30
         while True:
             try:
                 return str(self.jobs.request(project)["job"])
             except StateError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
+                if not any(why in str(error) for why in ("locked", "in use")) or time.monotonic() > deadline:
                     raise
 
     def job(self, job_id: str) -> Job:
@@ -91,7 +91,7 @@ class Place:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            if "celestial_backend.worker.training" in words and self.ledger.job(words[-2]):
+            if "celestial_backend.worker.training" in words and self.ledger.job(words[-3]):
                 found.append(process)
         return found
 

@@ -81,7 +81,7 @@ def wrap(function: Callable[..., Any], moment: str, text: str) -> Callable[..., 
 
 def change(module: ModuleType) -> None:
     """Put the faults that concern a module into it, as soon as it is there."""
-    if module.__name__ == "celestial_backend.models.store":
+    if module.__name__ == "celestial_backend.jobs.ledger":
         count_publications(module)
     if module.__name__ == LEARNING and "FAULT_LEARN" in os.environ:
         module.Learner.learn = learn
@@ -95,21 +95,23 @@ def change(module: ModuleType) -> None:
         setattr(owner, name, wrap(getattr(owner, name), moment, text))
 
 
-def count_publications(pointers: Any) -> None:
-    write = pointers.Pointers.write
+def count_publications(ledger: Any) -> None:
+    end = ledger.Ledger.end
 
-    def counted(self: Any, project: str, pointer: Any) -> None:
-        write(self, project, pointer)
-        note("published", f"{project} {pointer.tag} {pointer.job}")
+    def counted(self: Any, job: Any, *how: Any, **more: Any) -> Any:
+        ended = end(self, job, *how, **more)
+        if ended is not None and ended.state == ledger.PUBLISHED:
+            note("published", f"{job.project} {ended.manifest.tag} {job.id}")
+        return ended
 
-    pointers.Pointers.write = counted
+    ledger.Ledger.end = counted
 
 
 def learn(self: Any, request: Any, report: Callable[[str], None], read_until: object) -> Any:  # noqa: ARG001
-    """In place of `Learner.learn`: the same stages and the same ways into store and pointer, no lesson."""
+    """In place of `Learner.learn`: the same stages and the same ways into the store, no lesson."""
     from msgspec import structs
 
-    from celestial_backend.learning.project import PUBLISHED, Outcome, StudioProject, project_tag
+    from celestial_backend.learning.project import Outcome, project_tag
     from celestial_backend.models import headed
     from celestial_backend.models.embedders import open_embedder
     from celestial_backend.models.manifest import PASSED, Manifest
@@ -128,7 +130,7 @@ def learn(self: Any, request: Any, report: Callable[[str], None], read_until: ob
         report(stage)
         time.sleep(pause)
     card = network.load_card(DEFAULT_MODEL)
-    tag, reason = project_tag(request.project, request.job), "It is as good as the live one."
+    tag, reason = project_tag(request.project, request.job, request.attempt), "It is as good as the live one."
     told = {"project": request.project, "job": request.job, "parent": parent, "decision": PASSED, "reason": reason}
     report("saving")
     self._store.registry.remove(tag)
@@ -138,12 +140,8 @@ def learn(self: Any, request: Any, report: Callable[[str], None], read_until: ob
     )
     self._store.registry.add_heads(tag, request.folder / "model", manifest)
     time.sleep(pause)
-    outcome = Outcome(PUBLISHED, reason, structs.replace(manifest, tag=tag))
-    project = StudioProject(self._studio, request.project)
-    outcome = self._publish(request, project, tag, parent, outcome, report)
-    self._store.prune(request.project)
     note("ended", f"{request.project} {time.time()}")
-    return outcome
+    return Outcome(reason, structs.replace(manifest, tag=tag), better=True, instead_of=parent)
 
 
 def burn() -> None:
@@ -155,7 +153,7 @@ class Finder(importlib.abc.MetaPathFinder):
     """Finds a module as everybody else does, and changes it when it has been made."""
 
     def __init__(self) -> None:
-        self._wanted = {"celestial_backend.models.store", LEARNING}
+        self._wanted = {"celestial_backend.jobs.ledger", LEARNING}
         self._wanted |= {os.environ.get("FAULT_AT", "").partition(":")[0]}
 
     def find_spec(self, fullname: str, *_: Any) -> Any:
