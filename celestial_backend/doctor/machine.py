@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 from celestial_backend.database import VERSION, Database
 from celestial_backend.errors import PASSWORD, CelestialError, ModelError, StateError
+from celestial_backend.jobs.ledger import Ledger
 from celestial_backend.jobs.processes import PLACE
-from celestial_backend.jobs.trainings import HOW_TO_START, worker_lives
+from celestial_backend.jobs.trainings import HOW_TO_START
 from celestial_backend.models import registry
 from celestial_backend.models.store import ModelStore
 from celestial_backend.services import Services
 from celestial_backend.settings import MODEL_NAME, Settings
-from celestial_backend.state import StateFolder
 
 ANSWER_S = 5.0
 OURS = "CelestialBodiesBackend"  # the model class that /health tells
@@ -75,14 +75,6 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def last_event(model_dir: Path, project: int) -> float | None:
-    """When the last event of a project's webhook came, in seconds of the clock; None if none is known of."""
-    try:
-        return StateFolder(model_dir).event(str(project)).stat().st_mtime
-    except OSError:
-        return None
 
 
 @dataclass(frozen=True)
@@ -239,14 +231,14 @@ def worker(settings: Settings, *, running: bool) -> Finding:
     """Whether a worker lives, which trains."""
     name = "Worker"
     try:
-        if worker_lives(settings.model_dir):
+        if Ledger(Database(settings, look_only=True)).workers():
             return Finding(name, "ok", "A worker waits for trainings.")
     except StateError as error:
-        return not_checked(name, f"the state folder cannot be used ({error})")
+        return not_checked(name, f"the database cannot be used ({error})")
     if not running:
         mend = "Start the backend: python -m celestial_backend serve"
         return Finding(name, "warn", "No worker runs, and no backend that would keep one.", mend)
-    what = f"The backend answers, and no worker runs on {settings.model_dir}: trainings would wait forever."
+    what = "The backend answers, and no worker runs on the database: trainings would wait forever."
     return Finding(name, "fail", what, HOW_TO_START)
 
 
@@ -256,16 +248,17 @@ def database(settings: Settings) -> Finding:
     try:
         about = {row["name"]: row["value"] for row in looked_at.rows("SELECT name, value FROM about")}
         if not about and (settings.database_url or "").startswith("postgresql"):
-            may_make = looked_at.row("SELECT has_database_privilege(current_database(), 'CREATE') AS found")
+            right = "SELECT has_database_privilege(current_database(), 'CREATE') AS found"
+            may_make = any(row["found"] for row in looked_at.rows(right))
         else:
-            may_make = {"found": True}
+            may_make = True
     except StateError as error:
         return Finding(name, "fail", str(error))
     if about.get("oldest", 0) > VERSION:
         newer = f"of a newer release, version {about['version']}; this one knows {VERSION}"
         what = f"{looked_at.name} has tables {newer}."
         return Finding(name, "fail", what, "Upgrade celestial-backend here too.")
-    if not may_make or not may_make["found"]:
+    if not may_make:
         mend = "Let the user of CELESTIAL_DATABASE_URL make one: GRANT CREATE ON DATABASE name TO user"
         return Finding(name, "fail", "The tables are missing, and the user may make no schema for them.", mend)
     return Finding(name, "ok", f"{looked_at.name} can be read.{'' if about else ' Tables are made at the first use.'}")

@@ -23,7 +23,6 @@ from celestial_backend.doctor.machine import (
     asks_for_password,
     health,
     is_ours,
-    last_event,
     model_of,
     not_checked,
 )
@@ -221,20 +220,23 @@ class Hooked:
 
     def events(self, *, send: bool) -> Finding:
         """Whether events really come; one is sent if it may be, by saving the project as it is."""
-        name, folder = "Webhook events", self._settings.model_dir
+        name = "Webhook events"
         if "fail" in (self.webhook().state, self.password().state):
             return not_checked(name, "the webhook cannot work")
         if self.record.state == "ER":  # no event of a project is noted whose /setup was never accepted
             return not_checked(name, "the backend refuses the project")
-        before = last_event(folder, self.number)
+        before = self._last_event()
         if send:
             title = self.project.title
             self._api.ask("an event", lambda client: client.projects.update(self.number, title=title))
             deadline = time.monotonic() + EVENT_S
-            while last_event(folder, self.number) == before:
+            while self._last_event() == before:
                 if time.monotonic() > deadline:
-                    what = f"An event was sent, and none came within {EVENT_S:g} seconds to the state folder {folder}."
-                    mend = "See that the backend has the same MODEL_DIR as this command; Label Studio's log tells more."
+                    what = f"An event was sent, and none came within {EVENT_S:g} seconds to this command's database."
+                    mend = (
+                        "See that the backend has the same MODEL_DIR as this command, or the same"
+                        " CELESTIAL_DATABASE_URL; Label Studio's log tells more."
+                    )
                     return Finding(name, "fail", what, mend)
                 time.sleep(0.1)
             return Finding(name, "ok", "An event came.", changed="The project was saved as it is, to send one.")
@@ -244,6 +246,11 @@ class Hooked:
             return Finding(name, "warn", "None has come since the webhook was set up.", mend)
         moment = datetime.fromtimestamp(before).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         return Finding(name, "ok", f"The last one came at {moment}.")
+
+    def _last_event(self) -> float | None:
+        """When the last event of the project's webhook came, in seconds of the clock; None if none is known of."""
+        known = self._services.jobs.ledger.known(str(self.number))
+        return known.event_at if known else None
 
     def labels(self) -> Finding:
         """Whether a training begins by itself, or what labels are missing for it: a hint, and never a failure."""
