@@ -61,7 +61,7 @@ def _findings(settings: Settings, project: int | None, backend_url: str | None, 
     answers, told = studio.answering(services.studio)
     yield from told
     yield from _of_studio(services, project, fix=fix, answers=answers, model_works=bool(classes))
-    yield machine.worker(settings, running=running)
+    yield machine.worker(services, running=running)
     yield machine.database(settings)
 
 

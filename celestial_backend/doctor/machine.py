@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from celestial_backend.database import VERSION, Database
-from celestial_backend.errors import PASSWORD, CelestialError, ModelError, StateError
-from celestial_backend.jobs.ledger import Ledger
+from celestial_backend.errors import (
+    DATABASE_REMEDY,
+    PASSWORD,
+    STATE_REMEDY,
+    CelestialError,
+    ModelError,
+    StateError,
+)
 from celestial_backend.jobs.processes import PLACE
 from celestial_backend.jobs.trainings import HOW_TO_START
 from celestial_backend.models import registry
@@ -227,33 +233,35 @@ def disk(settings: Settings) -> Finding:
     return Finding("Disk", "fail" if state == "fail" else "warn", worst, mend)
 
 
-def worker(settings: Settings, *, running: bool) -> Finding:
+def worker(services: Services, *, running: bool) -> Finding:
     """Whether a worker lives, which trains."""
     name = "Worker"
     try:
-        if Ledger(Database(settings, look_only=True)).workers():
+        if services.jobs.ledger.workers():
             return Finding(name, "ok", "A worker waits for trainings.")
     except StateError as error:
         return not_checked(name, f"the database cannot be used ({error})")
     if not running:
         mend = "Start the backend: python -m celestial_backend serve"
         return Finding(name, "warn", "No worker runs, and no backend that would keep one.", mend)
-    what = "The backend answers, and no worker runs on the database: trainings would wait forever."
+    what = "The backend answers, and no worker runs on this database: trainings would wait forever."
     return Finding(name, "fail", what, HOW_TO_START)
 
 
 def database(settings: Settings) -> Finding:
     """Whether the database can be read, and its tables are those of this release."""
     name, looked_at = "Database", Database(settings, look_only=True)
+    shared = (settings.database_url or "").startswith("postgresql")
+    may_make = True
     try:
         about = {row["name"]: row["value"] for row in looked_at.rows("SELECT name, value FROM about")}
-        if not about and (settings.database_url or "").startswith("postgresql"):
-            right = "SELECT has_database_privilege(current_database(), 'CREATE') AS found"
-            may_make = any(row["found"] for row in looked_at.rows(right))
-        else:
-            may_make = True
+        if shared and not about:
+            (row,) = looked_at.rows("SELECT has_database_privilege(current_database(), 'CREATE') AS may")
+            may_make = row["may"]
     except StateError as error:
-        return Finding(name, "fail", str(error))
+        remedy = DATABASE_REMEDY if shared else STATE_REMEDY
+        more = "" if shared else " If the file is damaged, stop the backend and put a copy of it back."
+        return Finding(name, "fail", str(error).removesuffix(f" {remedy}"), f"{remedy}{more}")
     if about.get("oldest", 0) > VERSION:
         newer = f"of a newer release, version {about['version']}; this one knows {VERSION}"
         what = f"{looked_at.name} has tables {newer}."
@@ -261,7 +269,8 @@ def database(settings: Settings) -> Finding:
     if not may_make:
         mend = "Let the user of CELESTIAL_DATABASE_URL make one: GRANT CREATE ON DATABASE name TO user"
         return Finding(name, "fail", "The tables are missing, and the user may make no schema for them.", mend)
-    return Finding(name, "ok", f"{looked_at.name} can be read.{'' if about else ' Tables are made at the first use.'}")
+    made = "" if about else " Tables are made at the first use."
+    return Finding(name, "ok", f"{looked_at.name} can be read.{made}")
 
 
 def backend(settings: Settings, url: str | None) -> tuple[bool, Finding]:

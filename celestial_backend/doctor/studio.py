@@ -225,17 +225,20 @@ class Hooked:
             return not_checked(name, "the webhook cannot work")
         if self.record.state == "ER":  # no event of a project is noted whose /setup was never accepted
             return not_checked(name, "the backend refuses the project")
-        before = self._last_event()
+        try:
+            before = self._event_at()
+        except StateError as error:
+            return not_checked(name, f"the database cannot be used ({error})")
         if send:
             title = self.project.title
             self._api.ask("an event", lambda client: client.projects.update(self.number, title=title))
             deadline = time.monotonic() + EVENT_S
-            while self._last_event() == before:
+            while self._event_at() == before:
                 if time.monotonic() > deadline:
-                    what = f"An event was sent, and none came within {EVENT_S:g} seconds to this command's database."
+                    what = f"An event was sent, and within {EVENT_S:g} seconds none was noted in the database."
                     mend = (
-                        "See that the backend has the same MODEL_DIR as this command, or the same"
-                        " CELESTIAL_DATABASE_URL; Label Studio's log tells more."
+                        "See that the backend has the same MODEL_DIR or CELESTIAL_DATABASE_URL as this command;"
+                        " Label Studio's log tells more."
                     )
                     return Finding(name, "fail", what, mend)
                 time.sleep(0.1)
@@ -247,8 +250,8 @@ class Hooked:
         moment = datetime.fromtimestamp(before).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         return Finding(name, "ok", f"The last one came at {moment}.")
 
-    def _last_event(self) -> float | None:
-        """When the last event of the project's webhook came, in seconds of the clock; None if none is known of."""
+    def _event_at(self) -> float | None:
+        """When the last event of the project's webhook came, in seconds since 1970; None if none is known of."""
         known = self._services.jobs.ledger.known(str(self.number))
         return known.event_at if known else None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 
 from celestial_backend.settings import Settings
 from tests.project.test_docker import (
@@ -65,47 +66,73 @@ def scaled(environ: Any = UNSET) -> dict[str, Any]:
 
 SCALED = scaled()
 SERVICES = SCALED["services"]
-NGINX, REDIS, STORE = (SERVICES[name] for name in ("nginx", "redis", "store"))
+NGINX, POSTGRES, IN_SCALE = (SERVICES[name] for name in ("nginx", "postgres", "label-studio"))
 MANY = {"backend": BACKEND, "worker": WORKER}
+DATABASE = {"CELESTIAL_DATABASE_URL": "postgresql://studio@postgres/studio"}
 
 
 def test_there_are_three_backends_and_two_workers() -> None:
-    """Of nginx and Redis there is one each; neither a fixed address nor a published port keeps Docker from more."""
+    """Of nginx and PostgreSQL there is one each; no fixed address and no published port keep Docker from more."""
     copies = {name: service.get("deploy", {}).get("replicas", 1) for name, service in SERVICES.items()}
-    assert copies == {"label-studio": 1, "nginx": 1, "redis": 1, "store": 1, "backend": 3, "worker": 2}
+    assert copies == {"label-studio": 1, "nginx": 1, "postgres": 1, "backend": 3, "worker": 2}
     for name in MANY:
-        assert SERVICES[name]["networks"] == ["default", "queue"]
+        assert SERVICES[name]["networks"] == ["default", "database"]
         assert {"ports", "container_name"}.isdisjoint(SERVICES[name])
 
 
 def test_backends_and_workers_are_those_of_the_other_file() -> None:
-    """The same image, settings, folders and rights; the queue, the networks and what they wait for are told anew."""
+    """The same image, settings, pictures and rights; database, networks and what they wait for are told anew."""
     for name, alone in MANY.items():
         told = set(OVER["services"][name])
-        assert told <= {"deploy", "environment", "networks", "depends_on"}
+        assert told <= {"deploy", "environment", "volumes", "networks", "depends_on"}
         kept = alone.keys() - told
         assert {key: SERVICES[name][key] for key in kept} == {key: alone[key] for key in kept}
-        assert SERVICES[name]["environment"] == alone["environment"] | {"REDIS_URL": "redis://redis:6379/0"}
+        assert SERVICES[name]["environment"] == alone["environment"] | DATABASE
         assert alone.get("depends_on", {}).items() <= SERVICES[name]["depends_on"].items()
 
 
+def test_no_state_is_shared_but_the_database() -> None:
+    """Backends and workers mount Label Studio's pictures, and nothing that another one of them writes."""
+    for name, alone in MANY.items():
+        state, pictures = alone["volumes"]
+        assert state.startswith("state:")
+        assert SERVICES[name]["volumes"] == [pictures]
+        assert pictures["read_only"] is True
+
+
 def test_every_setting_still_comes_from_env() -> None:
-    """What can be given in .env for one backend is given to each of several, except where the queue is."""
-    for variable in {field.metadata["variable"] for field in fields(Settings)} - {"REDIS_URL"}:
+    """What can be given in .env for one backend is given to each of several, except where the database is."""
+    for variable in {field.metadata["variable"] for field in fields(Settings)} - set(DATABASE):
         environ = {variable: "given"}
         for name in MANY:
             alone = compose(environ)["services"][name]["environment"]
             together = scaled(environ)["services"][name]["environment"]
-            assert together | {"REDIS_URL": ""} == alone | {"REDIS_URL": ""}
+            assert together == alone | DATABASE
 
 
 def test_label_studio_reaches_nginx_where_the_backend_was() -> None:
     """The one address that it may speak to, and the name with a dot, are nginx's and nobody else's."""
-    assert SERVICES["label-studio"] == STUDIO
     assert {name for name, service in SERVICES.items() if "ipv4_address" in str(service)} == {"nginx"}
     (alias,) = NGINX["networks"]["default"]["aliases"]
     assert alias == BACKEND["networks"]["default"]["aliases"][0]
     assert ip_address(NGINX["networks"]["default"]["ipv4_address"]) == BACKEND_ADDRESS
+
+
+def test_label_studio_uses_the_same_server() -> None:
+    """In the way that its own settings name a PostgreSQL; all else of it is as in the other file."""
+    told = {"environment", "depends_on", "networks"}
+    assert {key: value for key, value in IN_SCALE.items() if key not in told} == {
+        key: value for key, value in STUDIO.items() if key not in told
+    }
+    assert STUDIO["environment"].items() <= IN_SCALE["environment"].items()
+    user, name = POSTGRES["environment"]["POSTGRES_USER"], "studio"  # the image calls a database as its first user
+    asked = make_url(DATABASE["CELESTIAL_DATABASE_URL"])
+    studio = {key: IN_SCALE["environment"][f"POSTGRE_{key}"] for key in ("HOST", "USER", "NAME", "PASSWORD")}
+    assert studio == {"HOST": asked.host, "USER": asked.username, "NAME": asked.database, "PASSWORD": ""}
+    assert (asked.host, asked.username, asked.database) == ("postgres", user, name)
+    assert IN_SCALE["environment"]["DJANGO_DB"] == "default"
+    for service in (IN_SCALE, SERVICES["backend"]):
+        assert service["depends_on"]["postgres"] == {"condition": "service_healthy"}
 
 
 def test_nginx_runs_the_projects_configuration() -> None:
@@ -121,36 +148,27 @@ def test_nginx_runs_the_projects_configuration() -> None:
     assert seconds(NGINX["stop_grace_period"]) >= seconds(BACKEND["stop_grace_period"])
 
 
-def test_redis_is_reached_by_those_who_queue_and_keeps_what_it_holds() -> None:
-    """On a network of its own without a way out, with no port on the machine, and its file on a volume."""
-    assert "ports" not in REDIS
-    assert REDIS["networks"] == ["queue"]
-    assert SCALED["networks"]["queue"] == {"internal": True}
-    on_it = {name for name, service in SERVICES.items() if "queue" in service.get("networks", ())}
-    assert on_it == {"redis", "backend", "worker"}
-    assert REDIS["command"] == ["redis-server", "--save", "", "--appendonly", "yes"]
-    assert REDIS["volumes"] == ["queue:/data"]
-    assert set(SCALED["volumes"]) == {"label-studio", "state", "queue"}
-
-
-def test_one_container_fills_the_new_volume_before_the_others_come() -> None:
-    """Three that are made at once may all fill it, and fail; this one also brings in the default model, and ends."""
-    assert SERVICES["backend"]["depends_on"]["store"] == {"condition": "service_completed_successfully"}
-    assert STORE["volumes"] == [BACKEND["volumes"][0]]
-    assert STORE["build"] == BACKEND["build"]
-    assert STORE["command"] == ["python", "-m", "celestial_backend", "models"]
-    assert "restart" not in STORE, "it would run again and again"
+def test_the_database_is_reached_by_those_who_use_it_and_keeps_what_it_holds() -> None:
+    """On a network of its own without a way out, with no port on the machine, and its files on a volume."""
+    assert "ports" not in POSTGRES
+    assert POSTGRES["networks"] == ["database"]
+    assert SCALED["networks"]["database"] == {"internal": True}
+    on_it = {name for name, service in SERVICES.items() if "database" in service.get("networks", ())}
+    assert on_it == {"postgres", "label-studio", "backend", "worker"}
+    assert POSTGRES["volumes"] == ["database:/var/lib/postgresql/data"]
+    assert set(SCALED["volumes"]) == {"label-studio", "state", "database"}
+    assert "fsync" not in str(POSTGRES)
 
 
 def test_no_container_has_rights_that_it_does_not_need() -> None:
     """No capabilities, no new privileges, nothing to write to but volumes and memory, and nobody is root."""
-    for name in ("nginx", "redis", "store", *MANY):
+    for name in ("nginx", "postgres", *MANY):
         service = SERVICES[name]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["read_only"] is True
         assert "privileged" not in service
-    assert (NGINX["user"], REDIS["user"]) == ("nginx", "redis")
+    assert (NGINX["user"], POSTGRES["user"]) == ("nginx", "postgres")
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (401, True), (502, False), (404, False)])
@@ -180,5 +198,6 @@ def test_docker_compose_accepts_both_files() -> None:
     read = yaml.safe_load(done.stdout)["services"]
     for name in MANY:
         assert read[name]["environment"] == SERVICES[name]["environment"]
-        assert set(read[name]["networks"]) == {"default", "queue"}
+        assert set(read[name]["networks"]) == {"default", "database"}
+        assert [volume["target"] for volume in read[name]["volumes"]] == ["/label-studio/data/media"]
     assert read["nginx"]["networks"]["default"]["ipv4_address"] == str(BACKEND_ADDRESS)

@@ -27,7 +27,6 @@ from celestial_backend.database import VERSION, Database
 from celestial_backend.doctor import machine
 from celestial_backend.doctor import studio as studio_checks
 from celestial_backend.jobs.ledger import Ledger
-from celestial_backend.jobs.processes import lock
 from celestial_backend.models.store import DEFAULT_MODEL
 from celestial_backend.planets import network
 from celestial_backend.services import build
@@ -263,12 +262,10 @@ def test_a_worker_that_is_dead(
 
 
 def _wait_for_worker() -> None:
-    deadline, held = time.monotonic() + 30, False
-    while not held:
+    deadline = time.monotonic() + 30
+    while not Ledger(Database(Settings.from_environ())).workers():
         assert time.monotonic() < deadline
         time.sleep(0.2)
-        with lock(Path(os.environ["MODEL_DIR"]) / "work" / "worker.lock") as free:
-            held = free is None
 
 
 # Label Studio itself
@@ -461,7 +458,7 @@ def test_label_configs_that_do_not_fit(studio: LabelStudioServer, backend: Backe
 
 def test_labels_that_are_missing(studio: LabelStudioServer, backend: BackendServer, monkeypatch: MonkeyPatch) -> None:
     """A hint, as the worker has counted them; whatever else keeps a training from beginning is one too."""
-    project, ledger = connect(studio, backend), Ledger(Path(os.environ["MODEL_DIR"]), locked_s=30)
+    project, ledger = connect(studio, backend), Ledger(Database(Settings.from_environ()), wait_s=30)
     (task,) = studio.import_tasks(project, ["/data/upload/none.png"])
     studio.annotate(task, "Mars")
     deadline = time.monotonic() + 60
