@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,11 +28,13 @@ from celestial_backend.errors import DATABASE_REMEDY, STATE_REMEDY, StateError
 from celestial_backend.settings import Settings
 
 WRITE_S = 0.7  # for another writer: Label Studio gives /webhook one second
+ANSWER_S = 1.0  # for a PostgreSQL that runs and says nothing
+SILENT = "no answer in time"
 TABLES_S = 30.0  # for another process that makes the tables, or takes over what an older release has left
 CONNECT_S = 2  # the least that psycopg can be told
 LOOK_S = 0.001, 0.003  # between two looks whether another process has ended its writing; SQLite itself sleeps longer
 CONNECTIONS = 8  # that one process keeps; as many again while they are needed
-ALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+ALIVE: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 SCHEMA = "celestial"  # of PostgreSQL, so that one database may serve Label Studio too
 VERSION = 1  # of the tables
 OLDEST = 1  # the oldest release, by the version of its tables, that can work with these
@@ -120,20 +122,27 @@ class Database:
         """What it is, for people, without its address."""
         return "PostgreSQL" if self._file is None else "The file in the state folder"
 
-    def rows(self, statement: str, **values: Any) -> Sequence[Row]:
-        """What a statement reads, row by row; once more where the connection turns out to have been lost."""
+    def rows(self, statement: str, *, answer_s: float = ANSWER_S, **values: Any) -> Sequence[Row]:
+        """
+        What a statement reads, row by row; once more where the connection turns out to have been lost.
+
+        Args:
+            statement: A SELECT.
+            answer_s: For a PostgreSQL to answer.
+            values: What stands in it as ``:name``.
+        """
         if self._look_only and self._file is not None and not self._file.exists():
             return []
         with self._told("read"):
             engine = self._ready().reading
             try:
-                return _read(engine, statement, values)
+                return _read(engine, statement, values, answer_s)
             except DBAPIError as error:
                 if self._look_only and _code(error) == UNDEFINED_TABLE:
                     return []
-                if not error.connection_invalidated:
+                if not error.connection_invalidated or _is_silent(error):
                     raise
-            return _read(engine, statement, values)
+            return _read(engine, statement, values, answer_s)
 
     def row(self, statement: str, **values: Any) -> Row | None:
         """The first of its rows; None without any."""
@@ -180,16 +189,20 @@ class Database:
             with self._opening:
                 if self._opened is None or self._opened.process != os.getpid():
                     opened = self._connected()
-                    if not self._look_only:
-                        self._see_to_tables(opened.writing)
+                    try:
+                        if not self._look_only:
+                            self._see_to_tables(opened.writing)
+                    except BaseException:
+                        opened.close()
+                        raise
                     self._opened = opened
         return self._opened
 
     def _connected(self) -> _Opened:
         if self._file is None:
-            options = {"connect_timeout": CONNECT_S, "options": f"-c search_path={SCHEMA}", **ALIVE}
+            address = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
             shared = {"pool_size": CONNECTIONS, "max_overflow": 4 * CONNECTIONS, "pool_timeout": WRITE_S,
-                      "connect_args": options}  # fmt: skip
+                      "creator": partial(_patient(), address)}  # fmt: skip
             reading = create_engine(self._url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **shared)
             return _Opened(os.getpid(), reading, create_engine(self._url, pool_pre_ping=True, **shared))
         url = self._url
@@ -253,21 +266,57 @@ class _Opened:
     reading: Engine
     writing: Engine
 
+    def close(self) -> None:
+        """Let the connections go."""
+        self.reading.dispose()
+        self.writing.dispose()
+
 
 @cache
 def _text(statement: str) -> TextClause:
     return text(statement)
 
 
-def _read(engine: Engine, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
+def _read(engine: Engine, statement: str, values: Mapping[str, Any], answer_s: float) -> Sequence[Row]:
     with engine.connect() as connection:
+        _wait(connection, answer_s)
         return connection.execute(_text(statement), values).mappings().all()
 
 
 @contextmanager
 def _begun(engine: Engine, deadline: float) -> Iterator[Transaction]:
-    with engine.connect().execution_options(deadline=deadline) as connection, connection.begin():
-        yield Transaction(connection)
+    with engine.connect().execution_options(deadline=deadline) as connection:
+        _wait(connection, ANSWER_S + deadline - time.monotonic())
+        with connection.begin():
+            yield Transaction(connection)
+
+
+@cache
+def _patient() -> Callable[[str], Any]:
+    """What connects to a PostgreSQL, and waits no longer for an answer than `_wait` has said."""
+    import psycopg
+
+    class Patient(psycopg.Connection[Any]):
+        answer_s = ANSWER_S
+
+        def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+            try:
+                return super().wait(gen, interval, self.answer_s if timeout is None else timeout)
+            except psycopg.errors._WaitTimeout as silent:  # there is no public name for it
+                self.pgconn.finish()
+                raise psycopg.OperationalError(SILENT) from silent
+
+    return partial(Patient.connect, connect_timeout=CONNECT_S, options=f"-c search_path={SCHEMA}", **ALIVE)
+
+
+def _wait(connection: Connection, answer_s: float) -> None:
+    """How long the next statements wait for their answers."""
+    if connection.dialect.name == "postgresql":
+        connection.connection.driver_connection.answer_s = answer_s  # type: ignore[union-attr]
+
+
+def _is_silent(error: DBAPIError) -> bool:
+    return str(error.orig) == SILENT
 
 
 def _prepare(connection: Any, _: object) -> None:

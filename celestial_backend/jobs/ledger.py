@@ -418,13 +418,12 @@ class Ledger:
 
     def jobs(self, project: str | None = None, states: tuple[str, ...] = STATES, limit: int = NO_LIMIT) -> list[Job]:
         """The jobs of one project or of all, in some states or in any, the newest first, whatever the clock said."""
-        marks = {f"state{number}": state for number, state in enumerate(states)}
-        mine = "project = :project AND " if project else ""
-        rows = self._database.rows(
-            f"SELECT * FROM work WHERE {mine}state IN ({', '.join(f':{mark}' for mark in marks)})"  # noqa: S608 - marks
-            " ORDER BY seq DESC LIMIT :limit",
-            **marks, **({"project": project} if project else {}), limit=limit,
-        )  # fmt: skip
+        values: dict[str, Any] = {f"state{number}": state for number, state in enumerate(states)}
+        marks = ", ".join(f":{name}" for name in values)
+        mine = " AND project = :project" if project else ""
+        order = f"SELECT * FROM work WHERE state IN ({marks}){mine} ORDER BY seq DESC LIMIT :limit"  # noqa: S608 - marks
+        values |= {"limit": limit} | ({"project": project} if project else {})
+        rows = self._database.rows(order, **values)
         return [_job(row) for row in rows]
 
     def counts(self) -> dict[str, int]:
