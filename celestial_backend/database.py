@@ -322,18 +322,22 @@ def _is_silent(error: DBAPIError) -> bool:
 def _prepare(connection: Any, _: object) -> None:
     """What a connection that writes into SQLite is like: transactions are begun by hand, and readers go on beside."""
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
+    wal = partial(connection.execute, "PRAGMA journal_mode = WAL")
+    _in_turn(wal, time.monotonic() + TABLES_S, connection.OperationalError)
     connection.execute("PRAGMA synchronous = FULL")
 
 
 def _begin(connection: Connection) -> None:
-    """Begin to write into SQLite, as soon as other processes have ended to."""
-    deadline = connection.get_execution_options()["deadline"]
+    _in_turn(partial(connection.exec_driver_sql, "BEGIN IMMEDIATE"), connection.get_execution_options()["deadline"])
+
+
+def _in_turn(begin: Callable[[], object], deadline: float, refused: type[Exception] = DBAPIError) -> None:
+    """Begin what SQLite lets one process do at a time, as soon as the others have ended to."""
     while True:
         try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        except DBAPIError as error:
-            if "locked" not in str(error.orig) or time.monotonic() > deadline:
+            begin()
+        except refused as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(random.uniform(*LOOK_S))  # noqa: S311 - so that none of them always comes too late
         else:
