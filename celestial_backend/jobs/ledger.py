@@ -185,12 +185,12 @@ class Ledger:
                     " Look at them with: python -m celestial_backend jobs. Ask again when some have ended."
                 )
             _know(work, project)
-            if pressed:
-                work.run("UPDATE projects SET pressed = 1, brought = '' WHERE project = :project", project=project)
             found = work.row(
                 "UPDATE work SET requests = requests + 1 WHERE project = :project AND state = 'waiting' RETURNING *",
                 project=project,
             )
+            if pressed:  # only now: `start` changes the job before the project too, and would wait for who waits for it
+                work.run("UPDATE projects SET pressed = 1, brought = '' WHERE project = :project", project=project)
             return _job(found) if found else _new(work, project)
 
     def note_labels(self, project: str, count: int, wanted: Callable[[Known], bool]) -> bool:
