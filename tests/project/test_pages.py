@@ -54,9 +54,9 @@ OTHERS = {
     "TEST_SCREENSHOTS",
     "PROMETHEUS_MULTIPROC_DIR",
 }
-# Options of other programs: pip, docker, gunicorn.
+# Options of other programs: pip, docker, gunicorn, pg_dump.
 FOREIGN = {"--no-deps", "--env-file", "--env", "--scale", "--build", "--bind", "--worker-class", "--workers",
-           "--threads"}  # fmt: skip
+           "--threads", "--schema"}  # fmt: skip
 
 # Beside those of `python -m celestial_backend`: programs made with click, and others.
 OTHER_COMMANDS = {"celestial_backend.planets": planets, "benchmarks": benchmarks, "benchmarks.kills": kills}
