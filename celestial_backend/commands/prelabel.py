@@ -248,8 +248,7 @@ class Prelabelling:
             yield from ((page, here(page)) for page in self._pages())
             return
         about = {"project": self._project, "version": self.summary.version, "config": config}
-        pages = self._services.jobs.pages
-        distribution = Distribution(pages, f"prelabel-{self._project}-", about, here, self._fail)
+        distribution = Distribution(self._services.jobs.pages, about, here, self._fail)
         self.summary.workers = distribution.workers
         yield from distribution.predict(self._pages())
 

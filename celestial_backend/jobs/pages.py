@@ -1,9 +1,9 @@
 """
 Pages of tasks that are predicted by all workers, and by the command itself where no worker has time for them.
 
-A page lies in the store of the queue, and a message names it. Whoever takes the page out has it, a worker or the
-command that takes it back, so no two do the same work. While a worker is at a page it gives signs of life, and a page
-whose worker is silent is lost, however the worker ended.
+A page is a row of the database, and a message in the queue only wakes a worker. Whoever claims a page has it, until it
+is answered or its lease has run out. The worker that predicts it renews the lease, so the page of a worker that is
+silent goes to another one, however the worker ended.
 """
 
 from __future__ import annotations
@@ -20,119 +20,154 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
-from huey import Huey
-from huey.constants import EmptyData
+from huey import Huey, crontab
+from huey.signals import SIGNAL_INTERRUPTED
 
+from celestial_backend.database import Database, Row
 from celestial_backend.errors import StateError
 from celestial_backend.jobs.processes import child_environ, death
 
 logger = logging.getLogger(__name__)
 
+WRITE_S = 5.0  # for others that write; nobody waits for a page as for an answer to a request
 SIGN_S = 2.0  # between two signs of life
+LEASE_S = 15.0  # after which a worker that gives none is taken for dead
+ANSWER_S = 900.0  # after which one that does is taken for stuck
 END_S = 1.0  # for a process that is about to end
-PARTS = "page", "sign", "answer"
-WAITING = 2  # pages that no worker has taken yet, so that each finds its next one
+KEEP_S = 86_400.0  # pages whose command never came back
+READY = 2  # pages that no worker has taken yet, so that each finds its next one
 MOST = 32  # pages in memory, those that workers have included
 TAKE_S = 10.0  # in which a page is taken or some worker gives a sign of life, unless all of them train
-SILENT_S = 15.0  # after which a worker that gives no sign of life is taken for dead
-ANSWER_S = 900.0  # after which one that does is taken for stuck
 TURNS = 2  # of workers that lose a page; then it is predicted here
+WAKE_S = 2.0  # between two looks whether messages were lost
 LOOK_S = 0.2
+PREDICT = "predict"  # the name of the queue's task
+SEEN = "id, state, token, worker, lease, turn, answer"  # of a row; the page itself is its body
+# A lease that ends later than any can is one from before a restart of the machine.
+FREE = "turn < :turns AND (state = 'waiting' OR state = 'running' AND lease NOT BETWEEN :now AND :now + :lease_s)"
+CLAIM = f"""UPDATE pages SET state = 'running', token = :token, worker = :worker, lease = :now + :lease_s, turn = turn + 1
+    WHERE {FREE} AND id = (SELECT id FROM pages WHERE {FREE} ORDER BY seq LIMIT 1) RETURNING {SEEN}, body"""  # noqa: S608 - our own text
+AS_SEEN = "WHERE id = :id AND state = :state AND token = :token"
 Page = list[dict[str, Any]]
 Answers = list[Any]
 
 
-class QueueError(StateError):
-    """The queue cannot be reached."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """
-    What the store tells of a page.
-
-    Attributes:
-        sign: The last sign of life: the worker's name, a blank, and a number that changes; "" if there is none.
-        answer: ``answers`` and ``failures``, or ``error``; None if there is none.
-    """
-
-    sign: str
-    answer: dict[str, Any] | None
-
-
 class Pages:
     """
-    The pages in one queue, for those that offer them and for the workers; safe between threads.
+    The pages in the database, for those that offer them and for the workers; safe between threads.
 
-    All methods but `predict` raise `QueueError` where the queue cannot be reached.
+    All methods but `predict`, `stop` and `wake` raise `StateError` where the database cannot be used.
     """
 
-    def __init__(self, queue: Huey) -> None:
+    def __init__(self, queue: Huey, database: Database) -> None:
         self._queue = queue
-        self._task = queue.task(name="predict")(self.predict)
+        self._database = database
+        self._task = queue.task(name=PREDICT)(self.predict)
+        queue.periodic_task(crontab(minute="0"), name="remove_old_pages")(self.remove_old)
+        queue.signal(SIGNAL_INTERRUPTED)(lambda *_: self.stop())
         self._mine = threading.local()
+        self._claimed: dict[str, Row] = {}
 
-    def offer(self, name: str, page: dict[str, Any]) -> str:
-        """Lay out a page for the workers; the key by which it is known, which begins with the name."""
-        key = f"{name}{secrets.token_hex(8)}"
-        with _reached():
-            self._queue.storage.put_data(f"{key}.page", json.dumps(page).encode())
-            self._queue.enqueue(self._task.s(key))
-        return key
+    def offer(self, run: str, page: dict[str, Any]) -> Row:
+        """Lay out a page for the workers, and wake one; what is seen of it, as in `look`."""
+        offer = "INSERT INTO pages (id, run, state, lease, body) VALUES (:id, :run, 'waiting', :now, :body)"
+        key = secrets.token_hex(8)
+        with self._database.writing(key, WRITE_S) as to:
+            (row,) = to.rows(f"{offer} RETURNING {SEEN}", id=key, run=run, now=to.now(), body=json.dumps(page))
+        self.wake()
+        return row
 
-    def look(self, keys: Sequence[str]) -> list[Seen]:
-        """What there is of each page, in order."""
-        names = [f"{key}.{part}" for key in keys for part in ("sign", "answer")]
-        with _reached():
-            found = self._queue.storage.peek_many(names) if names else {}
-        texts = [bytes(found.get(name, b"")).decode(errors="replace") for name in names]
-        return [Seen(sign, _read(answer)) for sign, answer in zip(texts[::2], texts[1::2], strict=True)]
+    def wake(self, enough: float = math.inf) -> None:
+        """Put a message into the queue, unless enough are there; where that fails, the next one makes up for it."""
+        try:
+            there = sum(f'.{PREDICT}"'.encode() in bytes(each) for each in self._queue.storage.enqueued_items())
+            if there < enough:
+                self._queue.enqueue(self._task.s())
+        except Exception as error:  # noqa: BLE001 - whatever the queue's client raises, the page is written down
+            logger.warning("The queue cannot be reached (%s), so no worker is woken.", type(error).__name__)
 
-    def take(self, key: str) -> dict[str, Any] | None:
-        """A page, which nobody else gets from now on; None if somebody has it."""
-        with _reached():
-            page = self._queue.storage.pop_data(f"{key}.page")
-        return None if page is EmptyData else json.loads(bytes(page))
+    def look(self, run: str) -> dict[str, Row]:
+        """What is seen of the pages of a run, by their ids; not the pages themselves."""
+        rows = self._database.rows(f"SELECT {SEEN} FROM pages WHERE run = :run", run=run)  # noqa: S608 - our own text
+        return {row["id"]: row for row in rows}
 
-    def remove(self, key: str) -> None:
-        """Remove what there is of a page."""
-        with _reached():
-            for part in PARTS:
-                self._queue.storage.delete_data(f"{key}.{part}")
+    def claim(self, worker: str) -> Row | None:
+        """The page that has waited longest, which is this worker's from now on; None where none waits."""
+        with self._database.writing("pages", WRITE_S) as to:
+            return to.row(CLAIM, token=secrets.token_hex(8), worker=worker, now=to.now(), turns=TURNS, lease_s=LEASE_S)
 
-    def remove_all(self, name: str) -> None:
-        """Remove what there is of all pages whose keys begin with the name."""
-        with _reached():
-            keys = {each.partition(".")[0] for each in self._queue.storage.result_items()}
-        for key in keys:
-            if key.startswith(name):
-                self.remove(key)
+    def renew(self, row: Row) -> bool:
+        """Give a sign of life for a claimed page; False if somebody else has it by now, as for all that follow."""
+        return self._change("UPDATE pages SET lease = :now + :lease_s", row, lease_s=LEASE_S)
 
-    def predict(self, key: str) -> None:
-        """What a worker does at a message: nothing, if the page was taken back or its command has ended."""
+    def answer(self, row: Row, answer: str) -> bool:
+        """Write down the answer to a claimed page: JSON with ``answers`` and ``failures``, or ``error``."""
+        return self._change("UPDATE pages SET state = 'done', lease = :now, answer = :answer", row, answer=answer)
+
+    def give_back(self, row: Row, turn: int) -> bool:
+        """Let a page wait again, as one that so many workers have tried."""
+        again = "UPDATE pages SET state = 'waiting', token = '', lease = :now, turn = :turn, answer = ''"
+        return self._change(again, row, turn=turn)
+
+    def take(self, row: Row) -> bool:
+        """Take a page out, unless something has happened to it since it was seen."""
+        return self._change("DELETE FROM pages", row, "AND lease = :lease", lease=row["lease"])
+
+    def remove_all(self, run: str) -> None:
+        """Remove all pages of a run."""
+        with self._database.writing(run, WRITE_S) as to:
+            to.run("DELETE FROM pages WHERE run = :run", run=run)
+
+    def remove_old(self) -> None:
+        """Remove the pages of commands that never came back."""
+        with self._database.writing("pages", WRITE_S) as to:
+            now = to.now()
+            to.run("DELETE FROM pages WHERE lease NOT BETWEEN :first AND :last", first=now - KEEP_S, last=now + LEASE_S)
+
+    def predict(self, *_: object) -> None:
+        """What a worker does at a message, whatever that says: predict the page that has waited longest."""
         if not hasattr(self._mine, "process"):
             self._mine.process = _PageProcess()
-        name, numbers = f"{socket.gethostname()}:{os.getpid()}", count()
         try:
-            page = self.take(key)
-            if page is None:
+            row = self.claim(f"{socket.gethostname()}:{os.getpid()}")
+            if row is None:
                 return
-            self._show_life(key, name, numbers)
-            answer = self._mine.process.answer(json.dumps(page), lambda: self._show_life(key, name, numbers))
-            with _reached():
-                self._queue.storage.put_data(f"{key}.answer", answer.encode())
-        except QueueError as error:
+            self._claimed[row["id"]] = row
+            try:
+                self._predict(row, time.monotonic() + ANSWER_S)
+            finally:
+                del self._claimed[row["id"]]
+        except StateError as error:
             logger.warning("A page of tasks was predicted in vain. %s", error)
 
-    def _show_life(self, key: str, name: str, numbers: Iterator[int]) -> None:
-        with _reached():
-            self._queue.storage.put_data(f"{key}.sign", f"{name} {next(numbers)}".encode())
+    def stop(self) -> None:
+        """Give back the pages that this worker has, as at a SIGTERM; they wait as if it had not begun with them."""
+        for row in list(self._claimed.values()):
+            with suppress(StateError):  # its lease runs out
+                self.give_back(row, row["turn"] - 1)
+
+    def _predict(self, row: Row, until: float) -> None:
+        def meanwhile() -> None:
+            if time.monotonic() > until:
+                raise StateError(f"It takes longer than {ANSWER_S:g} s.")
+            _still(self.renew(row))
+
+        _still(self.answer(row, self._mine.process.answer(row["body"], meanwhile)))
+
+    def _change(self, change: str, row: Row, more: str = "", **values: Any) -> bool:
+        mine = {name: row[name] for name in ("id", "state", "token")}
+        with self._database.writing(row["id"], WRITE_S) as to:
+            return to.run(f"{change} {AS_SEEN} {more}", now=to.now(), **mine, **values) == 1
+
+
+def _still(mine: bool) -> None:
+    if not mine:
+        raise StateError("Its command has ended, or has given it to another one.")
 
 
 class _PageProcess:
@@ -184,21 +219,8 @@ def _asked(process: subprocess.Popen[str], page: str, meanwhile: Callable[[], No
     return answers.readline()
 
 
-@contextmanager
-def _reached() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise QueueError(
-            f"The queue cannot be reached ({type(error).__name__}). Start it, or correct REDIS_URL; without REDIS_URL"
-            " the queue is a file in the state folder."
-        ) from error
-
-
-def _read(answer: str) -> dict[str, Any] | None:
+def _read(answer: str) -> dict[str, Any]:
     """An answer as it is used; one that is no answer counts as an error."""
-    if not answer:
-        return None
     try:
         read = json.loads(answer)
     except ValueError:
@@ -208,15 +230,11 @@ def _read(answer: str) -> dict[str, Any] | None:
 
 @dataclass
 class _Offer:
-    """A page in the hands of the workers; `sign` is the last sign of life, and came at `heard`."""
+    """A page in the hands of the workers, and its row as it was seen last, which had changed at `heard`."""
 
     page: Page
-    key: str = ""
-    turn: int = 0
-    at: float = 0.0
-    taken: float | None = None
-    heard: float = 0.0
-    sign: str = ""
+    row: Row
+    heard: float
 
 
 class Distribution:
@@ -230,29 +248,27 @@ class Distribution:
     def __init__(
         self,
         pages: Pages,
-        name: str,
         about: dict[str, Any],
         here: Callable[[Page], Answers],
         on_failure: Callable[[Any, str], None],
     ) -> None:
         """
         Args:
-            pages: The queue's.
-            name: What keys of this run begin with, and those of no other run at the same time.
-            about: ``project``, ``version`` and ``config`` of the tasks.
+            pages: The database's.
+            about: ``project``, ``version`` and ``config`` of the tasks; no other run of the project goes on meanwhile.
             here: Predicts a page in this process.
             on_failure: Told each task that a worker could not predict, and why.
         """
         self.workers: dict[str, int] = {}
         self._pages = pages
-        self._name = name
+        self._run = str(about["project"])
         self._about = about
         self._here = here
         self._on_failure = on_failure
         self._offers: list[_Offer] = []
         self._own: deque[Page] = deque()
         self._patience_s = TAKE_S
-        self._heard = -math.inf  # when any worker has given its last sign of life
+        self._heard = self._woken = -math.inf  # when any worker has given a sign of life, and when one was woken
         self._over = False
 
     def predict(self, pages: Iterator[Page]) -> Iterator[tuple[Page, Answers]]:
@@ -260,10 +276,10 @@ class Distribution:
         Every page with its answers, as they come.
 
         Raises:
-            QueueError: The queue cannot be reached at the start. If that is so later, pages are predicted here.
+            StateError: The database cannot be used at the start. If that is so later, pages are predicted here.
         """
         self._over = False
-        self._pages.remove_all(self._name)  # what a run that was killed has left
+        self._pages.remove_all(self._run)  # what a run that was killed has left
         try:
             while True:
                 answered = 0
@@ -273,7 +289,7 @@ class Distribution:
                         answered += 1
                         yield answer
                     self._take_back()
-                except QueueError as error:
+                except StateError as error:
                     logger.warning("%s Pages are predicted here meanwhile.", error)
                     self._own.extend(offer.page for offer in self._offers)
                     self._offers.clear()
@@ -288,42 +304,56 @@ class Distribution:
             self._forget()
 
     def _offer(self, pages: Iterator[Page]) -> None:
-        """Keep some pages waiting for the next worker that has time."""
-        while sum(offer.taken is None for offer in self._offers) < WAITING and len(self._offers) < MOST:
+        """Keep some pages waiting for the next worker that has time, and a message for each."""
+        while len(self._waiting()) < READY and len(self._offers) < MOST and not self._over:
             page = next(pages, None)
             if page is None:
                 self._over = True
-                return
-            self._lay_out(_Offer(page))
+            else:
+                self._lay_out(page)
+        if time.monotonic() > self._woken + WAKE_S:
+            self._woken = time.monotonic()
+            self._pages.wake(len(self._waiting()))
 
-    def _lay_out(self, offer: _Offer) -> None:
-        self._offers.append(offer)  # before anything can fail
-        offer.key = self._pages.offer(self._name, self._about | {"tasks": offer.page})
-        offer.turn, offer.at, offer.taken, offer.sign = offer.turn + 1, time.monotonic(), None, ""
+    def _lay_out(self, page: Page) -> None:
+        try:
+            row = self._pages.offer(self._run, self._about | {"tasks": page})
+        except StateError:
+            self._own.append(page)
+            raise
+        self._offers.append(_Offer(page, row, time.monotonic()))
+
+    def _waiting(self) -> list[_Offer]:
+        return [offer for offer in self._offers if offer.row["state"] == "waiting"]
 
     def _answered(self) -> Iterator[tuple[Page, Answers]]:
-        offers, looked = list(self._offers), self._pages.look([each.key for each in self._offers])
+        offers, rows = list(self._offers), self._pages.look(self._run)
         now = time.monotonic()  # once: the caller may import for minutes between two of them
-        for offer, seen in zip(offers, looked, strict=True):
-            if seen.sign != offer.sign:
-                offer.sign, offer.heard, offer.taken = seen.sign, now, offer.taken or now
-                self._heard, self._patience_s = now, TAKE_S
-            if seen.answer is not None:
-                answers = self._use(offer, seen)
+        for offer in offers:
+            row = rows.get(offer.row["id"])
+            if row is None:  # it was removed, as one that is too old is
+                self._predict_here(offer)
+                continue
+            if row["lease"] != offer.row["lease"]:
+                offer.row, offer.heard = row, now
+                if row["state"] != "waiting":
+                    self._heard, self._patience_s = now, TAKE_S
+            if row["state"] == "done":
+                answers = self._use(offer)
                 if answers is not None:
                     yield offer.page, answers
-            elif offer.taken is not None and now > min(offer.heard + SILENT_S, offer.taken + ANSWER_S):
+            elif row["state"] == "running" and now > offer.heard + LEASE_S:
                 self._lost(offer, "It has ended, or is stuck.")
 
-    def _use(self, offer: _Offer, seen: Seen) -> Answers | None:
-        answer = seen.answer or {}
+    def _use(self, offer: _Offer) -> Answers | None:
+        answer = _read(offer.row["answer"])
         answers, failures = answer.get("answers"), answer.get("failures", [])
         if not isinstance(answers, list) or len(answers) != len(offer.page):
             self._lost(offer, str(answer.get("error", "Its answers are not as many as the tasks.")))
             return None
-        self._pages.remove(offer.key)  # while it is an offer still, because this can fail
+        self._pages.take(offer.row)  # while it is an offer still, because this can fail
         self._offers.remove(offer)
-        worker = _worker(seen.sign)
+        worker = offer.row["worker"]
         self.workers[worker] = self.workers.get(worker, 0) + len(answers)
         for task, reason in failures:
             self._on_failure(task, reason)
@@ -331,34 +361,29 @@ class Distribution:
 
     def _lost(self, offer: _Offer, why: str) -> None:
         """Give a page to another worker, or predict it here if that was tried."""
-        self._offers.remove(offer)
-        logger.warning("The worker %s did not predict a page of tasks: %s", _worker(offer.sign), why)
-        if offer.turn < TURNS:
-            self._lay_out(offer)
-        else:
-            self._own.append(offer.page)
+        logger.warning("The worker %s did not predict a page of tasks: %s", offer.row["worker"], why)
+        if offer.row["turn"] < TURNS:
+            self._pages.give_back(offer.row, offer.row["turn"])
+        elif self._pages.take(offer.row):
+            self._predict_here(offer)
 
     def _take_back(self) -> None:
         """Predict here what no worker takes, and without waiting for it again as long as none takes any."""
-        waiting = [offer for offer in self._offers if offer.taken is None]
-        oldest = min((offer for offer in waiting), key=lambda offer: offer.at, default=None)
-        if oldest is None or self._own or time.monotonic() < max(oldest.at, self._heard) + self._patience_s:
+        oldest = next(iter(self._waiting()), None)
+        if oldest is None or self._own or time.monotonic() < max(oldest.heard, self._heard) + self._patience_s:
             return
-        if self._pages.take(oldest.key) is None:  # a worker has it, and has not said so yet
-            oldest.taken = oldest.heard = time.monotonic()
-            return
-        if self._patience_s:
-            logger.info("No worker has taken a page in %.0f s, so it is predicted here.", TAKE_S)
-        self._patience_s = 0.0
-        self._offers.remove(oldest)
-        self._own.append(oldest.page)
+        if self._pages.take(oldest.row):  # else a worker has it by now
+            if self._patience_s:
+                logger.info("No worker has taken a page in %.0f s, so it is predicted here.", TAKE_S)
+            self._patience_s = 0.0
+            self._predict_here(oldest)
+
+    def _predict_here(self, offer: _Offer) -> None:
+        self._offers.remove(offer)
+        self._own.append(offer.page)
 
     def _forget(self) -> None:
         try:
-            self._pages.remove_all(self._name)
-        except QueueError as error:
+            self._pages.remove_all(self._run)
+        except StateError as error:
             logger.warning("%s The next run removes what this one has left there.", error)
-
-
-def _worker(sign: str) -> str:
-    return sign.partition(" ")[0]
