@@ -50,11 +50,15 @@ PREDICT = "predict"  # the name of the queue's task
 SEEN = "id, state, token, worker, lease, turn, answer"  # of a row; the page itself is its body
 # A lease that ends later than any can is one from before a restart of the machine.
 FREE = "turn < :turns AND (state = 'waiting' OR state = 'running' AND lease NOT BETWEEN :now AND :now + :lease_s)"
-CLAIM = f"""UPDATE pages SET state = 'running', token = :token, worker = :worker, lease = :now + :lease_s, turn = turn + 1
-    WHERE {FREE} AND id = (SELECT id FROM pages WHERE {FREE} ORDER BY seq LIMIT 1) RETURNING {SEEN}, body"""  # noqa: S608 - our own text
+CLAIM = f"""UPDATE pages
+    SET state = 'running', token = :token, worker = :worker, lease = :now + :lease_s, turn = turn + 1
+    WHERE {FREE} AND id = (SELECT id FROM pages WHERE {FREE} ORDER BY seq LIMIT 1)
+    RETURNING {SEEN}, body"""  # noqa: S608 - our own text
+TAKEN = "Its command has ended, or has given it to another worker."
 AS_SEEN = "WHERE id = :id AND state = :state AND token = :token"
 Page = list[dict[str, Any]]
 Answers = list[Any]
+Done = tuple[Page, Answers, list[tuple[Any, str]]]  # the last are the tasks that failed, and why
 
 
 class Pages:
@@ -70,7 +74,7 @@ class Pages:
         self._task = queue.task(name=PREDICT)(self.predict)
         queue.periodic_task(crontab(minute="0"), name="remove_old_pages")(self.remove_old)
         queue.signal(SIGNAL_INTERRUPTED)(lambda *_: self.stop())
-        self._mine = threading.local()
+        self._process = _PageProcess()
         self._claimed: dict[str, Row] = {}
 
     def offer(self, run: str, page: dict[str, Any]) -> Row:
@@ -102,17 +106,18 @@ class Pages:
             return to.row(CLAIM, token=secrets.token_hex(8), worker=worker, now=to.now(), turns=TURNS, lease_s=LEASE_S)
 
     def renew(self, row: Row) -> bool:
-        """Give a sign of life for a claimed page; False if somebody else has it by now, as for all that follow."""
+        """Give a sign of life for a claimed page; False if it is not this worker's any more, as in `answer`."""
         return self._change("UPDATE pages SET lease = :now + :lease_s", row, lease_s=LEASE_S)
 
     def answer(self, row: Row, answer: str) -> bool:
         """Write down the answer to a claimed page: JSON with ``answers`` and ``failures``, or ``error``."""
         return self._change("UPDATE pages SET state = 'done', lease = :now, answer = :answer", row, answer=answer)
 
-    def give_back(self, row: Row, turn: int) -> bool:
-        """Let a page wait again, as one that so many workers have tried."""
+    def give_back(self, row: Row, turn: int) -> None:
+        """Let a page wait again, as one that so many workers have tried, and wake one."""
         again = "UPDATE pages SET state = 'waiting', token = '', lease = :now, turn = :turn, answer = ''"
-        return self._change(again, row, turn=turn)
+        self._change(again, row, turn=turn)
+        self.wake()
 
     def take(self, row: Row) -> bool:
         """Take a page out, unless something has happened to it since it was seen."""
@@ -131,17 +136,14 @@ class Pages:
 
     def predict(self, *_: object) -> None:
         """What a worker does at a message, whatever that says: predict the page that has waited longest."""
-        if not hasattr(self._mine, "process"):
-            self._mine.process = _PageProcess()
         try:
             row = self.claim(f"{socket.gethostname()}:{os.getpid()}")
-            if row is None:
-                return
-            self._claimed[row["id"]] = row
-            try:
-                self._predict(row, time.monotonic() + ANSWER_S)
-            finally:
-                del self._claimed[row["id"]]
+            if row is not None:
+                self._claimed[row["id"]] = row
+                try:
+                    self._predict(row, time.monotonic() + ANSWER_S)
+                finally:
+                    del self._claimed[row["id"]]
         except StateError as error:
             logger.warning("A page of tasks was predicted in vain. %s", error)
 
@@ -155,9 +157,11 @@ class Pages:
         def meanwhile() -> None:
             if time.monotonic() > until:
                 raise StateError(f"It takes longer than {ANSWER_S:g} s.")
-            _still(self.renew(row))
+            if not self.renew(row):
+                raise StateError(TAKEN)
 
-        _still(self.answer(row, self._mine.process.answer(row["body"], meanwhile)))
+        if not self.answer(row, self._process.answer(row["body"], meanwhile)):
+            raise StateError(TAKEN)
 
     def _change(self, change: str, row: Row, more: str = "", **values: Any) -> bool:
         mine = {name: row[name] for name in ("id", "state", "token")}
@@ -165,14 +169,9 @@ class Pages:
             return to.run(f"{change} {AS_SEEN} {more}", now=to.now(), **mine, **values) == 1
 
 
-def _still(mine: bool) -> None:
-    if not mine:
-        raise StateError("Its command has ended, or has given it to another one.")
-
-
-class _PageProcess:
+class _PageProcess(threading.local):
     """
-    The process in which a thread of a worker has its pages predicted, started when one comes.
+    The process in which a thread of a worker has its pages predicted, each in its own, started when one comes.
 
     The worker starts other processes, so TensorFlow stays out of its own. This one ends by itself
     when no page comes for a while, and with its worker.
@@ -281,27 +280,28 @@ class Distribution:
         self._over = False
         self._pages.remove_all(self._run)  # what a run that was killed has left
         try:
-            while True:
-                answered = 0
+            while self._offers or self._own or not self._over:
+                done: list[Done] = []
                 try:
                     self._offer(pages)
-                    for answer in self._answered():
-                        answered += 1
-                        yield answer
+                    self._collect(done)
                     self._take_back()
                 except StateError as error:
                     logger.warning("%s Pages are predicted here meanwhile.", error)
                     self._own.extend(offer.page for offer in self._offers)
                     self._offers.clear()
+                for page, answers, failures in done:
+                    for task, reason in failures:
+                        self._on_failure(task, reason)
+                    yield page, answers
                 if self._own:
                     page = self._own.popleft()
                     yield page, self._here(page)
-                elif not self._offers and self._over:
-                    return
-                elif not answered:
+                elif not done:
                     time.sleep(LOOK_S)
         finally:
-            self._forget()
+            with suppress(StateError):  # the next run removes what this one has left
+                self._pages.remove_all(self._run)
 
     def _offer(self, pages: Iterator[Page]) -> None:
         """Keep some pages waiting for the next worker that has time, and a message for each."""
@@ -309,27 +309,23 @@ class Distribution:
             page = next(pages, None)
             if page is None:
                 self._over = True
-            else:
-                self._lay_out(page)
+                break
+            self._own.append(page)  # before anything can fail
+            if not self._offers:
+                self._pages.remove_all(self._run)  # those that were given up while the database was away
+            row = self._pages.offer(self._run, self._about | {"tasks": page})
+            self._offers.append(_Offer(self._own.pop(), row, time.monotonic()))
         if time.monotonic() > self._woken + WAKE_S:
             self._woken = time.monotonic()
             self._pages.wake(len(self._waiting()))
 
-    def _lay_out(self, page: Page) -> None:
-        try:
-            row = self._pages.offer(self._run, self._about | {"tasks": page})
-        except StateError:
-            self._own.append(page)
-            raise
-        self._offers.append(_Offer(page, row, time.monotonic()))
-
     def _waiting(self) -> list[_Offer]:
         return [offer for offer in self._offers if offer.row["state"] == "waiting"]
 
-    def _answered(self) -> Iterator[tuple[Page, Answers]]:
-        offers, rows = list(self._offers), self._pages.look(self._run)
-        now = time.monotonic()  # once: the caller may import for minutes between two of them
-        for offer in offers:
+    def _collect(self, done: list[Done]) -> None:
+        """Look what has become of the offers; those that are done are none any more."""
+        rows, now = self._pages.look(self._run), time.monotonic()
+        for offer in list(self._offers):
             row = rows.get(offer.row["id"])
             if row is None:  # it was removed, as one that is too old is
                 self._predict_here(offer)
@@ -339,25 +335,21 @@ class Distribution:
                 if row["state"] != "waiting":
                     self._heard, self._patience_s = now, TAKE_S
             if row["state"] == "done":
-                answers = self._use(offer)
-                if answers is not None:
-                    yield offer.page, answers
+                self._use(offer, done)
             elif row["state"] == "running" and now > offer.heard + LEASE_S:
                 self._lost(offer, "It has ended, or is stuck.")
 
-    def _use(self, offer: _Offer) -> Answers | None:
+    def _use(self, offer: _Offer, done: list[Done]) -> None:
         answer = _read(offer.row["answer"])
         answers, failures = answer.get("answers"), answer.get("failures", [])
         if not isinstance(answers, list) or len(answers) != len(offer.page):
             self._lost(offer, str(answer.get("error", "Its answers are not as many as the tasks.")))
-            return None
+            return
         self._pages.take(offer.row)  # while it is an offer still, because this can fail
         self._offers.remove(offer)
         worker = offer.row["worker"]
         self.workers[worker] = self.workers.get(worker, 0) + len(answers)
-        for task, reason in failures:
-            self._on_failure(task, reason)
-        return answers
+        done.append((offer.page, answers, failures))
 
     def _lost(self, offer: _Offer, why: str) -> None:
         """Give a page to another worker, or predict it here if that was tried."""
@@ -381,9 +373,3 @@ class Distribution:
     def _predict_here(self, offer: _Offer) -> None:
         self._offers.remove(offer)
         self._own.append(offer.page)
-
-    def _forget(self) -> None:
-        try:
-            self._pages.remove_all(self._run)
-        except StateError as error:
-            logger.warning("%s The next run removes what this one has left there.", error)

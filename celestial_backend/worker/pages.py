@@ -38,8 +38,8 @@ def _answer(services: Services, page: dict[str, Any]) -> dict[str, Any]:
     try:
         live = services.store.live_tag(project)
         if live != page["version"]:
-            return {"error": f"Its live model of project {project} is {live}, and {page['version']} was asked for."
-                    " See that all workers have the CELESTIAL_DATABASE_URL and BENTOML_HOME of the command."}  # fmt: skip
+            return {"error": f"Its live model of project {project} is {live}, and {page['version']} was asked for. See"
+                    " that all workers have the CELESTIAL_DATABASE_URL and BENTOML_HOME of the command."}  # fmt: skip
         answers = services.predictor.predict(
             page["tasks"], page["config"], project=project, on_failure=lambda *failure: failures.append(failure)
         )
