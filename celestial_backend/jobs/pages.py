@@ -14,7 +14,6 @@ import math
 import os
 import secrets
 import select
-import socket
 import subprocess
 import sys
 import threading
@@ -30,7 +29,7 @@ from huey.signals import SIGNAL_INTERRUPTED
 
 from celestial_backend.database import Database, Row
 from celestial_backend.errors import StateError
-from celestial_backend.jobs.processes import child_environ, death
+from celestial_backend.jobs.processes import child_environ, death, is_dead, this_process
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +136,7 @@ class Pages:
     def predict(self, *_: object) -> None:
         """What a worker does at a message, whatever that says: predict the page that has waited longest."""
         try:
-            row = self.claim(f"{socket.gethostname()}:{os.getpid()}")
+            row = self.claim(this_process())
             if row is not None:
                 self._claimed[row["id"]] = row
                 try:
@@ -336,7 +335,7 @@ class Distribution:
                     self._heard, self._patience_s = now, TAKE_S
             if row["state"] == "done":
                 self._use(offer, done)
-            elif row["state"] == "running" and now > offer.heard + LEASE_S:
+            elif row["state"] == "running" and (is_dead(row["worker"]) or now > offer.heard + LEASE_S):
                 self._lost(offer, "It has ended, or is stuck.")
 
     def _use(self, offer: _Offer, done: list[Done]) -> None:
@@ -347,13 +346,13 @@ class Distribution:
             return
         self._pages.take(offer.row)  # while it is an offer still, because this can fail
         self._offers.remove(offer)
-        worker = offer.row["worker"]
+        worker = _name(offer.row)
         self.workers[worker] = self.workers.get(worker, 0) + len(answers)
         done.append((offer.page, answers, failures))
 
     def _lost(self, offer: _Offer, why: str) -> None:
         """Give a page to another worker, or predict it here if that was tried."""
-        logger.warning("The worker %s did not predict a page of tasks: %s", offer.row["worker"], why)
+        logger.warning("The worker %s did not predict a page of tasks: %s", _name(offer.row), why)
         if offer.row["turn"] < TURNS:
             self._pages.give_back(offer.row, offer.row["turn"])
         elif self._pages.take(offer.row):
@@ -373,3 +372,8 @@ class Distribution:
     def _predict_here(self, offer: _Offer) -> None:
         self._offers.remove(offer)
         self._own.append(offer.page)
+
+
+def _name(row: Row) -> str:
+    """The worker that has a page, for people: the names of its machine and of its process."""
+    return ":".join(row["worker"].split(":")[:2])

@@ -177,7 +177,7 @@ class Jobs:
         queue.periodic_task(crontab(), name="look_after")(self.look_after)
         queue.on_startup(name="begin")(self.begin)
         queue.signal(SIGNAL_INTERRUPTED)(lambda *_: self.stop())
-        self._pages = Pages(queue)
+        self._pages = Pages(queue, self._database)
         return queue
 
     @property
