@@ -54,6 +54,10 @@ TABLES = (
         looked_at DOUBLE PRECISION NOT NULL DEFAULT 0, missing TEXT, brought TEXT NOT NULL DEFAULT '',
         looking DOUBLE PRECISION NOT NULL DEFAULT 0, event_at DOUBLE PRECISION)""",
     "CREATE TABLE IF NOT EXISTS live (project TEXT PRIMARY KEY, tag TEXT NOT NULL, job TEXT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS models (
+        tag TEXT PRIMARY KEY, project TEXT NOT NULL, made TEXT NOT NULL, size INTEGER NOT NULL, digest TEXT NOT NULL,
+        metadata TEXT NOT NULL)""",
+    "CREATE TABLE IF NOT EXISTS bodies (tag TEXT, part INTEGER, body {blob} NOT NULL, PRIMARY KEY (tag, part))",
     "CREATE TABLE IF NOT EXISTS workers (name TEXT PRIMARY KEY, lease DOUBLE PRECISION NOT NULL)",
     """CREATE TABLE IF NOT EXISTS pages (
         seq {serial}, id TEXT NOT NULL UNIQUE, run TEXT NOT NULL, state TEXT NOT NULL,
@@ -61,7 +65,8 @@ TABLES = (
         turn INTEGER NOT NULL DEFAULT 0, body TEXT NOT NULL, answer TEXT NOT NULL DEFAULT '')""",
     "CREATE TABLE IF NOT EXISTS pruned (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL)",
 )
-SERIAL = "INTEGER PRIMARY KEY AUTOINCREMENT"  # of SQLite
+OF_SQLITE = "INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB"  # a serial number, and bytes
+OF_POSTGRESQL = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "BYTEA"
 NOW = "SELECT extract(epoch FROM clock_timestamp()) AS now"
 UNDEFINED_TABLE = "42P01"  # a code of PostgreSQL's
 Row = RowMapping  # what a statement gives, by the names of the columns
@@ -224,7 +229,7 @@ class Database:
         return _Opened(os.getpid(), reading, writing)
 
     def _see_to_tables(self, engine: Engine) -> None:
-        serial = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY" if self._file is None else SERIAL
+        serial, blob = OF_POSTGRESQL if self._file is None else OF_SQLITE
         with _begun(engine, time.monotonic() + TABLES_S) as transaction:
             if self._file is None:
                 transaction.rows("SELECT pg_advisory_xact_lock(hashtext('celestial tables'))")
@@ -238,7 +243,7 @@ class Database:
                 )
             if about.get("version", 0) < VERSION:
                 for table in TABLES:
-                    transaction.run(table.format(serial=serial))
+                    transaction.run(table.format(serial=serial, blob=blob))
                 for name, value in {"version": VERSION, "oldest": OLDEST}.items():
                     transaction.run("INSERT INTO about (name, value) VALUES (:name, :value) ON CONFLICT (name)"
                                     " DO UPDATE SET value = excluded.value", name=name, value=value)  # fmt: skip

@@ -114,6 +114,19 @@ def use(settings: Settings, tag: str, project: int) -> None:
         click.echo(sentence, err=True)
 
 
+@models.command("add")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.pass_obj
+def add(settings: Settings, file: Path) -> None:
+    """
+    Put the model of FILE.bentomodel into the database, so that every machine can serve it.
+
+    It may have 200 MB. Projects are given it with `models use`.
+    """
+    tag = build(settings).store.add(file)
+    click.echo(f"{tag} is in the database. Use it with: python -m celestial_backend models use {tag} --project N")
+
+
 @models.command("export")
 @click.argument("tag")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))

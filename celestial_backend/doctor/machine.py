@@ -194,7 +194,7 @@ def _comes_at_start(settings: Settings, store: ModelStore) -> str:
     """What the first use of the store would put there, and a look must not; empty if nothing."""
     if settings.bentomodel is not None:
         tag = registry.tag_of(settings.bentomodel)
-        if store.registry.holds(tag):
+        if store.registry.here(tag):
             return ""
         store.check_exported(settings.bentomodel)
         return f"{tag} of CELESTIAL_BENTOMODEL is not in the store yet."

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from celestial_backend.database import Database, Row, Transaction
-from celestial_backend.errors import RequestError, StateError
+from celestial_backend.errors import ModelError, RequestError, StateError
+from celestial_backend.models.kept import keep
+from celestial_backend.models.registry import Registry
 from celestial_backend.settings import Settings, is_project, no_project
 
 logger = logging.getLogger(__name__)
@@ -114,7 +116,11 @@ class Pointers:
 
 
 def take_over_pointers(settings: Settings) -> Callable[[Transaction], Iterable[Path]]:
-    """What puts the pointer files of releases up to 0.2 into the database; one that is there already stays."""
+    """
+    What puts the pointer files of releases up to 0.2 into the database, and the models that projects were trained to.
+
+    A pointer that is there already stays.
+    """
     folder = settings.state.old_pointers
 
     def take_over(transaction: Transaction) -> list[Path]:
@@ -128,9 +134,21 @@ def take_over_pointers(settings: Settings) -> Callable[[Transaction], Iterable[P
                 "INSERT INTO live (project, tag, job) VALUES (:project, :tag, :job) ON CONFLICT (project) DO NOTHING",
                 project=path.stem, tag=pointer.tag, job=pointer.job,
             )  # fmt: skip
+        registry = Registry(settings.bentoml_home)
+        for model in registry.models():
+            if model.project is not None:
+                _keep(registry, model.tag, transaction)
         return [folder]
 
     return take_over
+
+
+def _keep(registry: Registry, tag: str, transaction: Transaction) -> None:
+    """Put a model into the database; a line in the log where this machine alone goes on to serve it."""
+    try:
+        keep(registry, tag, transaction)
+    except ModelError as error:
+        logger.warning("%s stays on this machine alone: %s", tag, error)
 
 
 def _in_file(path: Path) -> Pointer | None:

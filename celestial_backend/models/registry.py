@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from celestial_backend.errors import ModelError, ModelLoadError
+from celestial_backend.models.classifier import HEADS_FILE
 from celestial_backend.models.manifest import Manifest
 from celestial_backend.models.saved import described, description_in
 from celestial_backend.pictures import hooks
@@ -40,6 +41,7 @@ from celestial_backend.state import reason, replace_text
 logger = logging.getLogger(__name__)
 
 UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, StopIteration, tarfile.TarError, LZMAError)
+DESCRIBE = {"model.yaml", HEADS_FILE}
 SAVING, SAVING_MAX_S = "saving-", 3600.0
 STORE_REMEDY = "Set BENTOML_HOME to a folder that this user can read and write, with space on its disk."
 
@@ -63,7 +65,7 @@ def tag_of(archive: Path) -> str:
 
 def outline(archive: Path, place: Path) -> None:
     """
-    Write the files of an exported model into an empty folder without what is in them, but for its description.
+    Write the files of an exported model into an empty folder without what is in them, but for those that describe it.
 
     Raises:
         ModelLoadError: As for `tag_of`.
@@ -74,7 +76,7 @@ def outline(archive: Path, place: Path) -> None:
                 path = (place / member.name).resolve()
                 if member.isfile() and path.is_relative_to(place.resolve()):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    kept = tar.extractfile(member) if path.name == "model.yaml" else None
+                    kept = tar.extractfile(member) if path.name in DESCRIBE else None
                     path.write_bytes(kept.read() if kept else b"")
     except UNREADABLE as error:
         raise ModelLoadError(_not_exported(archive, error)) from error
@@ -98,8 +100,8 @@ def import_into(store: Any, archive: Path) -> None:
 
 def _not_exported(archive: Path, error: Exception) -> str:
     return (
-        f"CELESTIAL_BENTOMODEL names {archive.name}, which is not a model that bentoml.models.export_model "
-        f"wrote ({type(error).__name__}). Export it again."
+        f"A model's file must be one that bentoml.models.export_model wrote, and {archive.name} is none "
+        f"({type(error).__name__}). Export it again."
     )
 
 
@@ -110,6 +112,17 @@ class Described:
     tag: str
     created: str
     metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> Described:
+        """
+        What a description of BentoML's says.
+
+        Raises:
+            KeyError, TypeError: It lacks what each has.
+        """
+        return cls(f"{found['name']}:{found['version']}", str(found.get("creation_time", "")),
+                   found.get("metadata") or {})  # fmt: skip
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -146,6 +159,10 @@ class Registry:
 
     def path(self, tag: str) -> Path:
         """The folder of a model, whether it is there or not."""
+        return self.place(tag)
+
+    def place(self, tag: str) -> Path:
+        """As `path`, and always of this machine."""
         name, _, number = tag.partition(":")
         return self._models / name / number
 
@@ -156,19 +173,23 @@ class Registry:
         Raises:
             ModelError: The store cannot be read.
         """
-        with _disk("read"):
-            return (self.path(tag) / "model.yaml").is_file()
+        return self.here(tag)
+
+    def here(self, tag: str) -> bool:
+        """As `holds`, and always of this machine."""
+        with disk("read"):
+            return (self.place(tag) / "model.yaml").is_file()
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model, in the order of their names."""
-        with _disk("read"):
+        with disk("read"):
             return sorted(path.parent.name for path in (self._models / name).glob("*/model.yaml"))
 
     def latest(self, name: str) -> str | None:
         """The version that BentoML calls the latest; the newest of all projects' models where it is one project's."""
-        with _disk("read"):
+        with disk("read"):
             found = _text(self._models / name / "latest").strip()
-        if found and not project_of(f"{name}:{found}") and self.holds(f"{name}:{found}"):
+        if found and not project_of(f"{name}:{found}") and self.here(f"{name}:{found}"):
             return found
         shared = [number for number in self.versions(name) if not project_of(f"{name}:{number}")]
         return max(shared, key=lambda number: self._saved_at(f"{name}:{number}"), default=None)
@@ -191,6 +212,10 @@ class Registry:
 
     def models(self, name: str = MODEL_NAME) -> list[Described]:
         """The models of a name that can be read, the oldest first."""
+        return self.on_this_machine(name)
+
+    def on_this_machine(self, name: str = MODEL_NAME) -> list[Described]:
+        """As `models`, and always of this machine."""
         found = []
         for number in self.versions(name):
             try:
@@ -229,7 +254,7 @@ class Registry:
         """
         import bentoml
 
-        with _disk("written"), self._aside() as aside:
+        with disk("written"), self._aside() as aside:
             with bentoml.models.create(
                 tag,
                 module="bentoml.keras",
@@ -293,10 +318,10 @@ class Registry:
             "api_version": "v1",
             "creation_time": datetime.now(UTC).isoformat(),
         }
-        with _disk("written"), self._beside() as place:
-            model = shutil.copytree(folder, place / name / number)
+        with self.arriving(tag) as model:
+            shutil.copytree(folder, model, dirs_exist_ok=True)
             (model / "model.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), "utf-8")
-            self._appear(place, tag)
+        with disk("written"):
             self._make_latest(tag)
         return tag
 
@@ -312,19 +337,28 @@ class Registry:
         with self._aside() as aside:
             import_into(aside.store, archive)
             self._appear(aside.place, tag)
-            shared = [model.tag for model in self.models(tag.partition(":")[0]) if model.project is None]
-            told = self.path(tag).with_name("latest").is_file()  # else all that is there is a default for the meantime
+            shared = [model.tag for model in self.on_this_machine(tag.partition(":")[0]) if model.project is None]
+            told = self.place(tag).with_name("latest").is_file()  # else all that is there is a default for the meantime
             self._make_latest(shared[-1] if shared and told else tag)  # by when it was made, which may be long ago
 
     def remove(self, tag: str) -> None:
-        """Remove a model, if it is there."""
-        folder = self.path(tag)
+        """Remove a model from this machine, if it is there."""
+        folder = self.place(tag)
         (folder / "model.yaml").unlink(missing_ok=True)  # first, because half a model is none
         shutil.rmtree(folder, ignore_errors=True)
         latest = folder.parent / "latest"
         if latest.is_file() and latest.read_text().strip() == folder.name:
-            newest = [model.tag.partition(":")[2] for model in self.models(tag.partition(":")[0])]
+            newest = [model.tag.partition(":")[2] for model in self.on_this_machine(tag.partition(":")[0])]
             replace_text(latest, newest[-1]) if newest else latest.unlink()
+
+    @contextmanager
+    def arriving(self, tag: str) -> Iterator[Path]:
+        """An empty folder for the files of a model, which is there in one step when the `with` ends well."""
+        with disk("written"), self._beside() as place:
+            folder = place.joinpath(*tag.split(":"))
+            folder.mkdir(parents=True)
+            yield folder
+            self._appear(place, tag)
 
     @contextmanager
     def _aside(self) -> Iterator[_Aside]:
@@ -346,24 +380,24 @@ class Registry:
 
     def _appear(self, place: Path, tag: str) -> None:
         """Move a model from aside to where it is served, in one step; half a model that lies there gives way."""
-        path = self.path(tag)
+        path = self.place(tag)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.holds(tag):
+        if not self.here(tag):
             shutil.rmtree(path, ignore_errors=True)
         Path(place, *tag.split(":")).rename(path)
 
     def _make_latest(self, tag: str) -> None:
         """Let BentoML call a model the latest, unless it is a project's; a clock that was moved does not matter."""
         if project_of(tag) is None:
-            replace_text(self.path(tag).with_name("latest"), tag.partition(":")[2])
+            replace_text(self.place(tag).with_name("latest"), tag.partition(":")[2])
 
     def _saved_at(self, tag: str) -> float:
-        return (self.path(tag) / "model.yaml").stat().st_mtime
+        return (self.place(tag) / "model.yaml").stat().st_mtime
 
     @contextmanager
     def alone(self, what: str = "") -> Iterator[None]:
         """One process at a time for each `what`: several start at once on one store, and an import takes long."""
-        with _disk("written"):
+        with disk("written"):
             self._models.mkdir(parents=True, exist_ok=True)
             with (self._models / f".celestial{what and '-'}{what}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -371,7 +405,8 @@ class Registry:
 
 
 @contextmanager
-def _disk(done: str) -> Iterator[None]:
+def disk(done: str) -> Iterator[None]:
+    """Say in a sentence that the store cannot be "read" or "written", and why."""
     try:
         yield
     except OSError as error:
@@ -394,6 +429,4 @@ def _plain(value: Any) -> Any:
 
 
 def _described(path: Path) -> Described:
-    found = described(path, path.stat().st_mtime_ns)
-    return Described(f"{found['name']}:{found['version']}", str(found.get("creation_time", "")),
-                     found.get("metadata") or {})  # fmt: skip
+    return Described.of(described(path, path.stat().st_mtime_ns))

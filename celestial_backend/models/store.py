@@ -21,12 +21,12 @@ from celestial_backend.database import Database, Transaction
 from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundError
 from celestial_backend.features import FeatureCache
 from celestial_backend.labels import Vocabulary
-from celestial_backend.models import classifier, registry
+from celestial_backend.models import classifier, kept, registry
 from celestial_backend.models.classifier import Classifier, Model
 from celestial_backend.models.embedders import open_embedder
 from celestial_backend.models.families import FAMILIES, Needs, family_of
+from celestial_backend.models.kept import SharedRegistry
 from celestial_backend.models.pointers import Pointer, Pointers
-from celestial_backend.models.registry import Registry
 from celestial_backend.planets import network
 from celestial_backend.settings import MODEL_NAME, Settings, project_of
 from celestial_backend.state import replace_text
@@ -38,7 +38,7 @@ LOADED_MAX = 8  # models of each kind that one process keeps loaded, for as many
 
 
 @dataclass
-class _Kept:
+class _Loaded:
     """A model in memory; `used` grows whenever it is asked for."""
 
     model: Model
@@ -56,10 +56,10 @@ class ModelStore:
         """
         Args:
             settings: Of the process.
-            database: Says which models are live.
+            database: Says which models are live, and keeps those that were trained.
             look_only: Nothing is put into the store or the state folder, not even what a start would put there.
         """
-        self.registry = Registry(settings.bentoml_home)
+        self.registry = SharedRegistry(settings.bentoml_home, database, look_only=look_only)
         self.pointers = Pointers(database)
         self.features = FeatureCache(settings)  # what this machine knows of pictures already
         self._settings = settings
@@ -74,7 +74,7 @@ class ModelStore:
         self._import_failure: ModelError | None = None
         self._needs = Needs(lambda: open_embedder(settings), self.features, self._network)
         self._loading = {family: threading.Lock() for family in FAMILIES}  # heads wait for no seconds of TensorFlow
-        self._loaded: dict[str, _Kept] = {}
+        self._loaded: dict[str, _Loaded] = {}
         self._uses = count(1)
         self._failures: dict[str, tuple[ModelError, float]] = {}
         self._missed: set[str] = set()
@@ -200,13 +200,36 @@ class ModelStore:
                 return self.publish(project, tag, job=job, instead_of=instead_of, within=transaction)
         if instead_of is not None and self._live(project, self.pointers.read(project, within)) != instead_of:
             return False
+        if kept.belongs_to_all_machines(self.registry, tag):
+            self.keep(tag, within)
         self.pointers.write(project, Pointer(tag, job), within)
         logger.info("Project %s gets %s as its live model", project, tag)
         return True
 
+    def keep(self, tag: str, within: Transaction) -> None:
+        """
+        Put a model of this machine into the database, so that it is listed and served on every machine.
+
+        Raises:
+            ModelError: It cannot be read.
+        """
+        kept.keep(self.registry, tag, within)
+
+    def add(self, archive: Path) -> str:
+        """
+        Put an exported model into the database, so that every machine can serve it; gives its tag.
+
+        Raises:
+            ModelError: It can never be served, is too large, or its tag is that of another model.
+            StateError: The database cannot be written.
+        """
+        kept.check_size(archive)
+        self.check_exported(archive)
+        return kept.add(self.registry, archive, self._database)
+
     def prune(self, project: str) -> list[str]:
         """
-        Remove a project's oldest models beyond CELESTIAL_KEEP_MODELS; gives the removed tags.
+        Remove a project's oldest models beyond CELESTIAL_KEEP_MODELS, here and in the database; gives their tags.
 
         The live models of all projects, their parents, the networks whose features a model that
         stays needs, and the models of all projects stay.
@@ -219,16 +242,17 @@ class ModelStore:
             return []
         shared = self.live_tag()
         with self._database.writing(project) as transaction:
-            kept: set[str] = set()
+            needed: set[str] = set()
             for tag in [shared, *(row["tag"] for row in transaction.rows("SELECT tag FROM live"))]:
                 ancestor: str | None = tag
-                while ancestor in described and ancestor not in kept:
-                    kept.add(ancestor)
+                while ancestor in described and ancestor not in needed:
+                    needed.add(ancestor)
                     ancestor = described[ancestor].parent
-            for tag in {*kept, *newest, *others}:
-                kept |= {described[tag].base or tag}
-            removed = [tag for tag in mine if tag not in newest and tag not in kept]
+            for tag in {*needed, *newest, *others}:
+                needed |= {described[tag].base or tag}
+            removed = [tag for tag in mine if tag not in newest and tag not in needed]
             for tag in removed:
+                kept.remove(tag, transaction)
                 self.registry.remove(tag)
         return removed
 
@@ -268,9 +292,9 @@ class ModelStore:
                 self._bring_default()
             return self._named()
         tag = self._remembered_tag(archive) or self._read_tag(archive)
-        if not self.registry.holds(tag) and not self._look_only:
+        if not self.registry.here(tag) and not self._look_only:
             with self.registry.alone("import"):
-                if not self.registry.holds(tag):
+                if not self.registry.here(tag):
                     self._import(archive, tag)
         return tag
 
@@ -298,7 +322,7 @@ class ModelStore:
         """
         if not self._stand_in:
             tag = self._remembered_tag(archive)
-            if tag and self.registry.holds(tag):
+            if tag and self.registry.here(tag):
                 self._wanted = tag
                 return tag
             self._stand_in = self._newest_or_default()
@@ -385,12 +409,12 @@ class ModelStore:
             )
         return tag
 
-    def _load(self, tag: str) -> _Kept:
+    def _load(self, tag: str) -> _Loaded:
         self._raise_failure(tag)
         try:
             folder = self.registry.path(tag)
             family = family_of(folder)
-            loaded = _Kept(family.load(tag, folder, self._needs))
+            loaded = _Loaded(family.load(tag, folder, self._needs))
             if family.vocabulary(tag, folder) is None:
                 self._record(tag, loaded.model.vocabulary)
         except ModelError as failure:
@@ -399,15 +423,15 @@ class ModelStore:
         self._failures.pop(tag, None)
         self._note_use(loaded)
         self._loaded[tag] = loaded
-        alike = [each for each, kept in list(self._loaded.items()) if type(kept.model) is type(loaded.model)]
+        alike = [each for each, other in list(self._loaded.items()) if type(other.model) is type(loaded.model)]
         for old in sorted(alike, key=lambda each: self._loaded[each].used)[:-LOADED_MAX]:
             del self._loaded[old]
         return loaded
 
-    def _note_use(self, kept: _Kept) -> None:
+    def _note_use(self, loaded: _Loaded) -> None:
         """Let a model that is used now, and the network that it needs, be the last to leave the memory."""
-        kept.used = next(self._uses)
-        if kept.model.base is not None and (base := self._loaded.get(kept.model.base)):
+        loaded.used = next(self._uses)
+        if loaded.model.base is not None and (base := self._loaded.get(loaded.model.base)):
             base.used = next(self._uses)
 
     def _raise_failure(self, tag: str) -> None:

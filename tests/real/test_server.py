@@ -216,7 +216,7 @@ def test_check_ends_with_a_sentence_when_the_model_is_broken(tmp_path: Path) -> 
     (tmp_path / "broken.bentomodel").write_bytes(b"broken")
     done = start(tmp_path, "--check", CELESTIAL_BENTOMODEL=str(tmp_path / "broken.bentomodel"))
     assert done.returncode == 3
-    assert "broken.bentomodel, which is not a model that bentoml.models.export_model wrote" in done.stderr
+    assert "must be one that bentoml.models.export_model wrote, and broken.bentomodel is none" in done.stderr
     assert "Traceback" not in done.stderr
     missing = start(tmp_path, "--check", CELESTIAL_MODEL="celestial_bodies_classifier_model:gone")
     assert missing.returncode == 3

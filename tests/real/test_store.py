@@ -367,7 +367,7 @@ def test_a_file_that_is_no_export_is_refused(settings: Settings, tmp_path: Path)
     """CELESTIAL_BENTOMODEL must be what export_model wrote."""
     broken = tmp_path / "broken.bentomodel"
     broken.write_bytes(b"no archive")
-    with pytest.raises(ModelLoadError, match=r"CELESTIAL_BENTOMODEL names broken.bentomodel, .* Export it again"):
+    with pytest.raises(ModelLoadError, match=r"export_model wrote, and broken.bentomodel is none .* Export it again"):
         store_of(replace(settings, bentomodel=broken)).live_tag()
 
 
