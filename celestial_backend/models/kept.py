@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import tarfile
@@ -29,7 +30,7 @@ from pathlib import Path
 from celestial_backend.database import Database, Transaction
 from celestial_backend.errors import ModelError, ModelLoadError
 from celestial_backend.models import headed
-from celestial_backend.models.registry import Described, Registry, disk, tag_of
+from celestial_backend.models.registry import ASKED_FOR, Described, Registry, disk, tag_of
 from celestial_backend.models.saved import description_in
 from celestial_backend.settings import MODEL_NAME, project_of
 
@@ -122,6 +123,7 @@ class SharedRegistry(Registry):
                 if not self._into.here(tag):
                     with self._into.arriving(tag) as folder:
                         self._unpack(tag, row["digest"], folder)
+                        os.utime(folder / "model.yaml", (ASKED_FOR, ASKED_FOR))
                     logger.info("%s came from the database", tag)
         except ModelLoadError as error:
             logger.error("%s", error)  # noqa: TRY400 - the sentence says it

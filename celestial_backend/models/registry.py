@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, StopIteration, tarfile.TarError, LZMAError)
 DESCRIBE = {"model.yaml", HEADS_FILE}
+ASKED_FOR = 0.0  # when the description of a model was written that came for its tag, and is never the latest
 SAVING, SAVING_MAX_S = "saving-", 3600.0
 STORE_REMEDY = "Set BENTOML_HOME to a folder that this user can read and write, with space on its disk."
 
@@ -191,7 +192,7 @@ class Registry:
             found = _text(self._models / name / "latest").strip()
         if found and not project_of(f"{name}:{found}") and self.here(f"{name}:{found}"):
             return found
-        shared = [number for number in self.versions(name) if not project_of(f"{name}:{number}")]
+        shared = [number for number in self.versions(name) if self._is_shared(f"{name}:{number}")]
         return max(shared, key=lambda number: self._saved_at(f"{name}:{number}"), default=None)
 
     def describe(self, tag: str) -> Described:
@@ -337,7 +338,7 @@ class Registry:
         with self._aside() as aside:
             import_into(aside.store, archive)
             self._appear(aside.place, tag)
-            shared = [model.tag for model in self.on_this_machine(tag.partition(":")[0]) if model.project is None]
+            shared = [each.tag for each in self.on_this_machine(tag.partition(":")[0]) if self._is_shared(each.tag)]
             told = self.place(tag).with_name("latest").is_file()  # else all that is there is a default for the meantime
             self._make_latest(shared[-1] if shared and told else tag)  # by when it was made, which may be long ago
 
@@ -390,6 +391,10 @@ class Registry:
         """Let BentoML call a model the latest, unless it is a project's; a clock that was moved does not matter."""
         if project_of(tag) is None:
             replace_text(self.place(tag).with_name("latest"), tag.partition(":")[2])
+
+    def _is_shared(self, tag: str) -> bool:
+        """Whether a model is one for all projects; what was asked for by its tag alone is not."""
+        return project_of(tag) is None and self._saved_at(tag) != ASKED_FOR
 
     def _saved_at(self, tag: str) -> float:
         return (self.place(tag) / "model.yaml").stat().st_mtime
