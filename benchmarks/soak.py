@@ -38,8 +38,10 @@ from benchmarks.soak_record import (
     tell,
     training,
 )
+from celestial_backend.database import Database
 from celestial_backend.jobs.ledger import Ledger
 from celestial_backend.planets.renderer import BODIES, render
+from celestial_backend.settings import Settings
 from tests.support.backend_server import BackendServer
 from tests.support.label_studio import LabelStudioServer
 from tests.support.new_bodies import render_new
@@ -87,11 +89,11 @@ def prepare(studio: LabelStudioServer) -> tuple[int, list[str]]:
     return project, [value for value, _ in labels] + list(uploaded.values())
 
 
-def soak(minutes: float, folder: Path, workers: int) -> dict[str, Any]:
-    """Run it all; the figures, and what was wrong."""
+def soak(minutes: float, folder: Path, workers: int, postgresql: str | None) -> dict[str, Any]:
+    """Run it all, Label Studio and the backend on one PostgreSQL if it is named; the figures, and what was wrong."""
     with ExitStack() as running:
         say("Starting a Label Studio and the backend")
-        studio = LabelStudioServer(folder)
+        studio = LabelStudioServer(folder, postgresql)
         running.callback(studio.stop)
         project, pictures = prepare(studio)
         place = folder / "backend"
@@ -100,6 +102,7 @@ def soak(minutes: float, folder: Path, workers: int) -> dict[str, Any]:
         backend = BackendServer(
             place, LABEL_STUDIO_URL=studio.url, LABEL_STUDIO_API_KEY=studio.legacy_token, TMPDIR=folders["tmp"],
             LOCAL_FILES_DOCUMENT_ROOT=studio.local_files_root, WORKERS=str(workers),
+            CELESTIAL_DATABASE_URL=postgresql or "",
         )  # fmt: skip
         running.callback(backend.stop)
         before = backend.model_version
@@ -112,7 +115,9 @@ def soak(minutes: float, folder: Path, workers: int) -> dict[str, Any]:
         watch(record, server, folders, started, minutes)
         end = time.monotonic() - started
         load.stop()
-        job = next(iter(Ledger(folders["state"]).jobs(str(project))), None)
+        told = {"MODEL_DIR": str(folders["state"]), "CELESTIAL_DATABASE_URL": postgresql or ""}
+        jobs = Ledger(Database(Settings.from_environ(told), look_only=True)).jobs(str(project))
+        job = next(iter(jobs), None)
         trained = training(record, job, served=version_of(backend, project) not in (before, None))
         log = backend.log_text()
     for word in ("Traceback", " ERROR celestial_backend"):
@@ -165,13 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Mixed load for a long time.")
     parser.add_argument("--minutes", type=float, default=30, help="how long (default: 30)")
     parser.add_argument("--workers", type=int, default=1, help="web server processes (default: 1)")
+    parser.add_argument("--postgresql", metavar="URL", help="an empty database for Label Studio and the backend")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--folder", type=Path, help="an empty folder for logs and state (default: one that goes away)")
     options = parser.parse_args(argv)
     with ExitStack() as held:
         folder = options.folder or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="celestial-soak-")))
         folder.mkdir(parents=True, exist_ok=True)
-        found = soak(options.minutes, folder, options.workers)
+        found = soak(options.minutes, folder, options.workers, options.postgresql)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
     tell(found)

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from benchmarks.cli import main as benchmarks
+from benchmarks.jobs import main as jobs
 from benchmarks.kills import main as kills
 from celestial_backend.commands.cli import main
 from celestial_backend.labels import ChoiceMap
@@ -59,7 +60,12 @@ FOREIGN = {"--no-deps", "--env-file", "--env", "--scale", "--build", "--bind", "
            "--threads", "--schema"}  # fmt: skip
 
 # Beside those of `python -m celestial_backend`: programs made with click, and others.
-OTHER_COMMANDS = {"celestial_backend.planets": planets, "benchmarks": benchmarks, "benchmarks.kills": kills}
+OTHER_COMMANDS = {
+    "celestial_backend.planets": planets,
+    "benchmarks": benchmarks,
+    "benchmarks.jobs": jobs,
+    "benchmarks.kills": kills,
+}
 HELPED = ("_wsgi", "benchmarks.soak")
 
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import requests
 from label_studio_sdk import LabelStudio
@@ -132,16 +133,27 @@ def put_database(program: Path, folder: Path) -> None:
         shutil.copyfile(kept, folder / DATABASE)
 
 
+def _on(postgresql: str | None) -> dict[str, str]:
+    """The settings by which Label Studio uses a PostgreSQL."""
+    if postgresql is None:
+        return {}
+    place = urlsplit(postgresql)
+    names = {"HOST": place.hostname, "PORT": place.port or 5432, "NAME": place.path[1:], "USER": place.username,
+             "PASSWORD": unquote(place.password or "")}  # fmt: skip
+    return {"DJANGO_DB": "default"} | {f"POSTGRE_{name}": str(value) for name, value in names.items()}
+
+
 class LabelStudioServer(ServerProcess):
     """
     A running Label Studio with one user; lives as long as the test session.
 
     `data_folder` is what `CELESTIAL_LABEL_STUDIO_DATA` would name, `local_files_root` the local-files root.
+    Its database is a SQLite file, or the empty one of a PostgreSQL that `postgresql` is the url of.
     """
 
     user = "annotator@example.com"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, postgresql: str | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.password, self.legacy_token = secrets.token_urlsafe(12), secrets.token_hex(20)
@@ -149,11 +161,12 @@ class LabelStudioServer(ServerProcess):
         for path in (self.data_folder, self.local_files_root):
             path.mkdir()
         program = label_studio_program()
-        put_database(program, self.data_folder)
+        if postgresql is None:
+            put_database(program, self.data_folder)
         super().__init__(
             [program, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(self.port)],
             cwd=folder,
-            environ=plain_environ(program.parent) | SILENT | self._settings(),
+            environ=plain_environ(program.parent) | SILENT | self._settings() | _on(postgresql),
             log=folder / "label-studio.log",
         )
         try:
