@@ -15,7 +15,6 @@ import pytest
 from celestial_backend.jobs.ledger import PUBLISHED
 from tests.support.label_studio import LabelStudioServer
 from tests.support.prelabelling import Command, held, project_with, small_pictures
-from tests.support.redis_server import RedisServer
 from tests.support.trainings import Place
 
 pytestmark = pytest.mark.timeout(600)
@@ -45,15 +44,17 @@ def pictures(label_studio: LabelStudioServer) -> list[str]:
     return small_pictures(label_studio, "distribute")
 
 
-@pytest.fixture
+@pytest.fixture(params=["postgresql"])
 def place(
-    label_studio: LabelStudioServer, tmp_path: Path, model_store: Path, redis_server: RedisServer
+    request: pytest.FixtureRequest, label_studio: LabelStudioServer, tmp_path: Path, model_store: Path
 ) -> Iterator[Place]:
-    """Where workers and the command meet."""
+    """Where workers and the command meet: on PostgreSQL, or `sqlite`, a file in their state folder."""
     settings = Command(label_studio, tmp_path, model_store).settings
     for name in ("MODEL_DIR", "BENTOML_HOME"):
         del settings[name]
-    place = Place(tmp_path, model_store, REDIS_URL=redis_server.url, **settings)
+    if request.param == "postgresql":
+        settings["CELESTIAL_DATABASE_URL"] = request.getfixturevalue("postgres_server").fresh()
+    place = Place(tmp_path, model_store, **settings)
     yield place
     place.stop()
 
@@ -61,15 +62,14 @@ def place(
 @pytest.fixture
 def command(label_studio: LabelStudioServer, place: Place) -> Command:
     command = Command(label_studio, place.settings.model_dir, place.settings.bentoml_home)
-    command.settings["REDIS_URL"] = str(place.settings.redis_url)
+    if place.settings.database_url is not None:
+        command.settings["CELESTIAL_DATABASE_URL"] = place.settings.database_url
     return command
 
 
 def wait_for_workers(place: Place) -> None:
-    """Until each holds the lock by which it is seen to live."""
-    for worker in place.workers:
-        process = psutil.Process(worker.process.pid)
-        place.wait_for(lambda process=process: any("worker.lock" in file.path for file in process.open_files()), 60)
+    """Until each has shown that it lives."""
+    place.wait_for(lambda: place.ledger.workers() == len(place.workers), 60)
 
 
 def maps(process: int) -> str:
@@ -80,11 +80,15 @@ def maps(process: int) -> str:
 def test_two_workers_share_the_tasks(
     label_studio: LabelStudioServer, pictures: list[str], place: Place, command: Command
 ) -> None:
-    """All are predicted once, a broken picture costs its task alone, and no worker has TensorFlow in its process."""
+    """
+    All are predicted once, a broken picture costs its task alone, and no worker has TensorFlow in its process.
+
+    The database is all that they share, so one of them may be on another machine.
+    """
     (label_studio.local_files_root / "distribute" / "broken.png").write_bytes(b"no picture")
     project, tasks = project_with(label_studio, pictures, TASKS)
     (bad,) = label_studio.import_tasks(project, ["/data/local-files/?d=distribute/broken.png"])
-    workers = [place.worker(), place.worker()]
+    workers = [place.worker(), place.worker(MODEL_DIR=str(place.folder / "another"))]
     wait_for_workers(place)
     done = command(project, "--distribute", "--rate", RATE, code=1)
     assert (done["predicted"], done["failed"]) == (TASKS, 1)
@@ -97,7 +101,7 @@ def test_two_workers_share_the_tasks(
     )
     assert sum(done["workers"].values()) == TASKS + 1
     assert not any("tensorflow" in maps(worker.process.pid) for worker in workers)
-    assert place.jobs.huey.storage.result_items() == {}
+    assert place.jobs.pages.look(str(project)) == {}
 
 
 def test_a_worker_that_is_killed_costs_no_task(
@@ -117,7 +121,7 @@ def test_a_worker_that_is_killed_costs_no_task(
 def test_a_command_that_is_killed_is_completed(
     label_studio: LabelStudioServer, pictures: list[str], place: Place, command: Command
 ) -> None:
-    """The next run does the rest, and the queue's store holds nothing of either."""
+    """The next run does the rest, and the database holds no page of either."""
     project, tasks = project_with(label_studio, pictures, TASKS)
     place.worker()
     wait_for_workers(place)
@@ -126,7 +130,7 @@ def test_a_command_that_is_killed_is_completed(
     done = command(project, "--distribute", "--rate", RATE)
     assert done["predicted"] + done["already"] == TASKS
     assert held(label_studio, project) == dict.fromkeys(tasks, 1)
-    assert place.jobs.huey.storage.result_items() == {}
+    assert place.jobs.pages.look(str(project)) == {}
 
 
 def test_trainings_and_pages_wait_for_each_other_and_not_for_ever(
@@ -176,11 +180,11 @@ def test_without_a_worker_it_says_how_to_start_one(
     assert not held(label_studio, project)
 
 
-def test_without_redis_the_workers_of_this_machine_predict(
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_without_postgresql_the_workers_of_this_machine_predict(
     label_studio: LabelStudioServer, pictures: list[str], place: Place, command: Command
 ) -> None:
-    """Through the queue in the state folder."""
-    del command.settings["REDIS_URL"], place.environ["REDIS_URL"]
+    """Through the database in the state folder."""
     project, tasks = project_with(label_studio, pictures, 100)
     place.worker()
     wait_for_workers(place)

@@ -290,6 +290,21 @@ def _until_away(settings: Settings) -> None:
         work(settings, threading.Event())
 
 
+@on_sqlite
+def test_a_list_of_failures_that_cannot_be_written_ends_the_run(settings: Settings, workers: Workers) -> None:
+    """A full disk is not taken for a database that is away."""
+
+    def full(_task: Any, _reason: str) -> None:
+        raise StateError("The list cannot be written.")
+
+    workers.start(settings)
+    run = Run(settings)
+    run.distribution._on_failure = full
+    with pytest.raises(StateError, match=r"The list cannot be written\."):
+        run(3)
+    assert (run.here, left(settings)) == ([], [])
+
+
 def test_a_worker_that_is_not_woken_is_woken_again(
     settings: Settings, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
