@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from celestial_backend.settings import Settings
 logger = logging.getLogger(__name__)
 
 JOB = ("id", "project", "state", "requests", "attempts", "requested_at", "started_at", "ended_at", "reason", "progress",
-       "outcome")  # fmt: skip
+       "outcome", "told")  # fmt: skip
 PROJECT = ("project", "labels", "read_until", "trained_labels", "trained_at", "pressed", "look", "looked_at", "missing",
            "brought")  # fmt: skip
 PRUNED = ("state", "jobs")
@@ -64,8 +65,9 @@ def _settled(settings: Settings, job: dict[str, Any], waits: dict[str, str]) -> 
     """A job that ran has published, waits again, or is done by the one that waits by now."""
     if job["state"] != RUNNING:
         return job
-    if _published(settings.state.old_pointers / f"{job['project']}.json") == job["id"]:
-        return job | {"state": PUBLISHED}
+    tag = _published(settings.state.old_pointers / f"{job['project']}.json", job["id"])
+    if tag is not None:
+        return job | {"state": PUBLISHED, "ended_at": time.time(), "outcome": json.dumps({"tag": tag}), "told": 0}
     other = waits.setdefault(job["project"], job["id"])
     if other == job["id"]:
         return job | {"state": WAITING, "started_at": None, "progress": "{}"}
@@ -73,11 +75,11 @@ def _settled(settings: Settings, job: dict[str, Any], waits: dict[str, str]) -> 
                   "outcome": json.dumps({"job": other})}  # fmt: skip
 
 
-def _published(pointer: Path) -> str | None:
-    """The job that made a model the live one."""
+def _published(pointer: Path, job: str) -> str | None:
+    """The model that a job made the live one; None if it did not."""
     try:
         found = json.loads(pointer.read_bytes())
-        return str(found["job"])
+        return str(found["tag"]) if found["job"] == job else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
