@@ -34,7 +34,9 @@ TABLES_S = 30.0  # for another process that makes the tables, or takes over what
 CONNECT_S = 2  # the least that psycopg can be told
 LOOK_S = 0.001, 0.003  # between two looks whether another process has ended its writing; SQLite itself sleeps longer
 CONNECTIONS = 8  # that one process keeps; as many again while they are needed
-ALIVE: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+ALIVE: dict[str, Any] = {
+    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000,
+}  # fmt: skip
 SCHEMA = "celestial"  # of PostgreSQL, so that one database may serve Label Studio too
 VERSION = 1  # of the tables
 OLDEST = 1  # the oldest release, by the version of its tables, that can work with these
@@ -210,8 +212,9 @@ class Database:
     def _connected(self) -> _Opened:
         if self._file is None:
             address = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+            options = f"-c search_path={SCHEMA} -c default_transaction_read_only={'on' if self._look_only else 'off'}"
             shared = {"pool_size": CONNECTIONS, "max_overflow": 4 * CONNECTIONS, "pool_timeout": WRITE_S,
-                      "creator": partial(_patient(), address)}  # fmt: skip
+                      "creator": partial(_patient(), address, options=options)}  # fmt: skip
             reading = create_engine(self._url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **shared)
             return _Opened(os.getpid(), reading, create_engine(self._url, pool_pre_ping=True, **shared))
         url = self._url
@@ -315,7 +318,7 @@ def _patient() -> Callable[[str], Any]:
                 self.pgconn.finish()
                 raise psycopg.OperationalError(SILENT) from silent
 
-    return partial(Patient.connect, connect_timeout=CONNECT_S, options=f"-c search_path={SCHEMA}", **ALIVE)
+    return partial(Patient.connect, connect_timeout=CONNECT_S, **ALIVE)
 
 
 def _wait(connection: Connection, answer_s: float) -> None:

@@ -1,0 +1,221 @@
+"""The database, on SQLite and on PostgreSQL: all or nothing, one writer at a time, and sentences for trouble."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from celestial_backend.database import OLDEST, VERSION, Database
+from celestial_backend.errors import StateError
+from celestial_backend.settings import Settings
+
+ADD = "INSERT INTO live (project, tag, job) VALUES (:project, 'a:b', '')"
+READ = "SELECT project FROM live ORDER BY project"
+PASSWORD = "s3cret"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    return Settings(model_dir=tmp_path / "state", database_url=database_url)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Database:
+    return Database(settings)
+
+
+def add(database: Database, project: str) -> None:
+    with database.writing(project) as transaction:
+        transaction.run(ADD, project=project)
+
+
+def projects(database: Database) -> list[str]:
+    return [row["project"] for row in database.rows(READ)]
+
+
+def test_what_is_written_is_there_for_all(database: Database, settings: Settings) -> None:
+    """As soon as the transaction has ended, and not before; what is raised inside undoes it."""
+    other = Database(settings)
+    assert projects(other) == []
+    with database.writing("3") as transaction:
+        transaction.run(ADD, project="3")
+        assert transaction.row(READ) == {"project": "3"}
+        assert projects(other) == []
+    assert projects(other) == ["3"]
+    with suppress(ZeroDivisionError), database.writing("4") as transaction:
+        transaction.run(ADD, project=str(4 // transaction.run(ADD, project="4") // 0))
+    assert projects(other) == ["3"]
+    assert database.row(READ + " LIMIT 0") is None
+
+
+def test_one_writes_a_key_at_a_time(database: Database, settings: Settings) -> None:
+    """Whoever has waited long enough gives up with a sentence, in this process as in another; then it goes on."""
+    other = Database(settings)
+    assert projects(other) == []
+    with database.writing("3"):
+        for each in (database, other):
+            with ThreadPoolExecutor(1) as thread:
+                refused = thread.submit(add, each, "3").exception(30)
+            assert str(refused).startswith("The database")
+            assert " cannot be written (" in str(refused)
+    add(database, "3")
+    assert projects(database) == ["3"]
+
+
+def test_counts_by_many_are_right(database: Database, settings: Settings) -> None:
+    """What is read in a transaction holds until it is written."""
+    add(database, "3")
+    both = [database, Database(settings)]
+
+    def count(number: int) -> None:
+        for _ in range(10):
+            with both[number % 2].writing("3", 60) as transaction:
+                row = transaction.row("SELECT job FROM live WHERE project = '3'")
+                assert row is not None
+                transaction.run("UPDATE live SET job = :job", job=str(int(row["job"] or 0) + 1))
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(count, range(6)))
+    assert database.row("SELECT job FROM live") == {"job": "60"}
+
+
+def test_many_make_the_tables_at_once(settings: Settings) -> None:
+    """As processes that start together do; each then finds what the others have written."""
+    begin = threading.Barrier(8)
+
+    def start(number: int) -> None:
+        database = Database(settings)
+        begin.wait(30)
+        with database.writing(str(number), 60) as transaction:
+            transaction.run(ADD, project=str(number))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(start, range(8)))
+    assert len(projects(Database(settings))) == 8
+
+
+def test_a_fork_has_connections_of_its_own(database: Database) -> None:
+    """And leaves those of its parent alone, as gunicorn's workers do."""
+    add(database, "3")
+    child = os.fork()
+    if child == 0:
+        try:
+            add(database, "4")
+            os._exit(0 if projects(database) == ["3", "4"] else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    add(database, "5")
+    assert projects(database) == ["3", "4", "5"]
+
+
+def test_a_clock_is_the_same_for_all(database: Database, settings: Settings) -> None:
+    """In seconds, and it goes on by itself, in a transaction too."""
+    before = database.now()
+    with Database(settings).writing("3") as transaction:
+        first = transaction.now()
+        time.sleep(0.01)
+        assert before <= first < transaction.now() <= database.now() < before + 60
+
+
+# Releases
+
+
+def aged(database: Database, version: int, oldest: int) -> None:
+    """As a newer release has left its tables."""
+    with database.writing("about") as transaction:
+        for name, value in {"version": version, "oldest": oldest}.items():
+            transaction.run("UPDATE about SET value = :value WHERE name = :name", name=name, value=value)
+
+
+def test_tables_of_a_release_that_this_one_cannot_work_with_are_refused(database: Database, settings: Settings) -> None:
+    """In a sentence; nothing is read or written."""
+    aged(database, VERSION + 1, VERSION + 1)
+    sentence = rf"used by a newer release .* version {VERSION + 1}; this one knows version {VERSION}\. Upgrade"
+    for use in (projects, lambda other: add(other, "3")):
+        with pytest.raises(StateError, match=sentence):
+            use(Database(settings))
+    assert projects(database) == []
+
+
+def test_tables_of_a_newer_release_are_worked_with_where_it_allows_that(database: Database, settings: Settings) -> None:
+    """During an upgrade both run, and the older one changes nothing of the tables."""
+    aged(database, VERSION + 1, OLDEST)
+    other = Database(settings)
+    add(other, "3")
+    assert projects(database) == ["3"]
+    about = {row["name"]: row["value"] for row in other.rows("SELECT * FROM about")}
+    assert about == {"version": VERSION + 1, "oldest": OLDEST}
+
+
+# Looking only
+
+
+def test_who_only_looks_makes_nothing(settings: Settings) -> None:
+    """Where there are no tables there are no rows; where there are some, he sees them, and cannot write."""
+    looking = Database(settings, look_only=True)
+    assert projects(looking) == []
+    before = Database(settings)
+    add(before, "3")
+    looking = Database(settings, look_only=True)
+    assert projects(looking) == ["3"]
+    with pytest.raises(StateError):
+        add(looking, "4")
+    assert projects(before) == ["3"]
+
+
+def test_who_only_looks_puts_no_file_beside_it(tmp_path: Path) -> None:
+    """Whether others use it meanwhile, or nobody does."""
+    settings = Settings(model_dir=tmp_path / "state")
+    assert projects(Database(settings, look_only=True)) == []
+    assert list(settings.model_dir.iterdir()) == []
+
+
+# Trouble
+
+
+def blocked(folder: Path) -> Settings:
+    (folder / "blocked").write_text("a file where the folder should be")
+    return Settings(model_dir=folder / "blocked")
+
+
+def damaged(folder: Path) -> Settings:
+    settings = Settings(model_dir=folder / "state")
+    settings.state.database.write_text("no database, but long enough to be taken for one" * 100)
+    return settings
+
+
+def away(_: Path) -> Settings:
+    return Settings(database_url=f"postgresql+psycopg://celestial:{PASSWORD}@127.0.0.1:1/celestial")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "place", "why", "remedy"),
+    [
+        (blocked, " in the state folder", "File exists", "Check that this user can write to the folder that MODEL_DIR"),
+        (damaged, " in the state folder", "file is not a database", "Check that this user can write to the folder"),
+        (away, "", "it does not answer", "Start the database, or correct CELESTIAL_DATABASE_URL;"),
+    ],
+    ids=["blocked", "damaged", "away"],
+)
+def test_a_database_that_cannot_be_used_is_said(
+    tmp_path: Path, trouble: Callable[[Path], Settings], place: str, why: str, remedy: str
+) -> None:
+    """Nothing is accepted that was not written down; and no address or password is told."""
+    database = Database(trouble(tmp_path))
+    with pytest.raises(StateError) as read:
+        projects(database)
+    with pytest.raises(StateError) as written:
+        add(database, "3")
+    assert str(read.value).startswith(f"The database{place} cannot be read ({why}). {remedy}")
+    start = f"The database{place} cannot be written ({why}). Nothing was accepted. {remedy}"
+    assert str(written.value).startswith(start)
+    assert PASSWORD not in str(read.value) + str(written.value)
+    assert "127.0.0.1" not in str(read.value) + str(written.value)
