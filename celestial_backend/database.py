@@ -110,8 +110,8 @@ class Database:
     All that reads or writes raises `StateError` where that cannot be done, and then nothing was written.
 
     Attributes:
-        old: Called in the transaction that sees to the tables: each takes over what an older release has left, if it
-            is there, and gives the paths that are of no use afterwards. It may be called again after it has succeeded.
+        old: What older releases have left, and what takes it over in the transaction that sees to the tables; each
+            path is renamed afterwards. It may be called again after it has succeeded.
     """
 
     def __init__(self, settings: Settings, *, look_only: bool = False) -> None:
@@ -120,7 +120,7 @@ class Database:
             settings: Of the process.
             look_only: Nothing is made or changed; where there are no tables, there are no rows.
         """
-        self.old: list[Callable[[Transaction], Iterable[Path]]] = []
+        self.old: dict[Path, Callable[[Transaction], None]] = {}
         self._url = make_url(settings.database_url or f"sqlite:///{settings.state.database}")
         self._file = None if self._url.get_backend_name() == "postgresql" else Path(self._url.database or "")
         self._look_only = look_only
@@ -250,8 +250,10 @@ class Database:
                 for name, value in {"version": VERSION, "oldest": OLDEST}.items():
                     transaction.run("INSERT INTO about (name, value) VALUES (:name, :value) ON CONFLICT (name)"
                                     " DO UPDATE SET value = excluded.value", name=name, value=value)  # fmt: skip
-            done = [path for take_over in self.old for path in take_over(transaction)]
-        for path in done:
+            left = [path for path in self.old if path.exists()]  # no other process has been quicker
+            for path in left:
+                self.old[path](transaction)
+        for path in left:
             with suppress(OSError):
                 path.rename(path.with_name(f"{path.name}.old"))
 

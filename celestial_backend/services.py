@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from celestial_backend.database import Database
 from celestial_backend.jobs.takeover import take_over_jobs
@@ -33,7 +34,9 @@ class Services:
 def build(settings: Settings, *, look_only: bool = False) -> Services:
     """Build the services; opens, loads and connects nothing yet, so a fork may follow. As for `ModelStore`."""
     database = Database(settings, look_only=look_only)
-    database.old = [take_over_jobs(settings), take_over_pointers(settings)]
+    # The jobs first: the pointers say which of them have published.
+    database.old[settings.state.old_jobs] = partial(take_over_jobs, settings)
+    database.old[settings.state.old_pointers] = partial(take_over_pointers, settings)
     store = ModelStore(settings, database, look_only=look_only)
     studio = Studio(settings)
     metrics = Metrics()

@@ -78,8 +78,8 @@ def this_process() -> str:
 
 def is_dead(name: str) -> bool:
     """Whether a process is known to have ended: one of this machine that is not there; of another one nobody knows."""
-    _, pid, began, place = [*name.split(":"), "", "", "", ""][:4]
-    return bool(began) and place == _place() and _began(int(pid)) != began
+    host, pid, began, place = [*name.split(":"), "", "", "", ""][:4]
+    return bool(began) and (host, place) == (socket.gethostname(), _place()) and _began(int(pid)) != began
 
 
 def death(code: int) -> str:

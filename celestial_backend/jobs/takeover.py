@@ -6,7 +6,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,32 +24,25 @@ PROJECT = ("project", "labels", "read_until", "trained_labels", "trained_at", "p
 PRUNED = ("state", "jobs")
 
 
-def take_over_jobs(settings: Settings) -> Callable[[Transaction], Iterable[Path]]:
-    """For `Database.old`: jobs, what is known of projects, and the numbers of jobs that were pruned."""
-
-    def take_over(work: Transaction) -> Iterable[Path]:
-        file = settings.state.old_jobs
-        if not file.is_file():
-            return []
-        try:
-            jobs, projects, pruned = (_rows(file, table) for table in ("jobs", "projects", "pruned"))
-        except sqlite3.Error as error:
-            logger.warning("The list of jobs of an older release, %s, is left: %s", file.name, error)
-            return []
-        for project in projects:
-            _add(work, "projects", project, PROJECT)
-        pressed = {} if not jobs or "from_scratch" not in jobs[0] else {job["project"] for job in jobs}
-        for project in pressed:  # until 0.1 the button was the way to a training
-            work.run("UPDATE projects SET pressed = 1 WHERE project = :project", project=project)
-        waits = {job["project"]: job["id"] for job in jobs if job["state"] == WAITING}
-        for job in jobs:
-            _add(work, "work", _settled(settings, job, waits), JOB)
-        for each in pruned:
-            _add(work, "pruned", each, PRUNED)
-        logger.info("%d jobs of an older release were taken over", len(jobs))
-        return [file]
-
-    return take_over
+def take_over_jobs(settings: Settings, work: Transaction) -> None:
+    """Jobs, what is known of projects, and the numbers of jobs that were pruned: for `Database.old`."""
+    file = settings.state.old_jobs
+    try:
+        jobs, projects, pruned = (_rows(file, table) for table in ("jobs", "projects", "pruned"))
+    except sqlite3.Error as error:
+        logger.warning("The list of jobs of an older release, %s, cannot be read: %s", file.name, error)
+        return
+    for project in projects:
+        _add(work, "projects", project, PROJECT)
+    pressed = {} if not jobs or "from_scratch" not in jobs[0] else {job["project"] for job in jobs}
+    for project in pressed:  # until 0.1 the button was the way to a training
+        work.run("UPDATE projects SET pressed = 1 WHERE project = :project", project=project)
+    waits = {job["project"]: job["id"] for job in jobs if job["state"] == WAITING}
+    for job in jobs:
+        _add(work, "work", _settled(settings, job, waits), JOB)
+    for each in pruned:
+        _add(work, "pruned", each, PRUNED)
+    logger.info("%d jobs of an older release were taken over", len(jobs))
 
 
 def _rows(file: Path, table: str) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,32 +114,23 @@ class Pointers:
             logger.warning("Projects are served the models that were live when that was last known: %s", error)
 
 
-def take_over_pointers(settings: Settings) -> Callable[[Transaction], Iterable[Path]]:
+def take_over_pointers(settings: Settings, transaction: Transaction) -> None:
     """
-    What puts the pointer files of releases up to 0.2 into the database, and the models that projects were trained to.
+    Put the pointer files of releases up to 0.2 into the database, and the models that projects were trained to.
 
-    A pointer that is there already stays.
+    A pointer that is there already stays. It is for `Database.old`.
     """
-    folder = settings.state.old_pointers
-
-    def take_over(transaction: Transaction) -> list[Path]:
-        if not folder.is_dir():
-            return []
-        for path in sorted(folder.glob("*.json")):
-            pointer = _in_file(path)
-            if pointer is None:
-                continue
+    for path in sorted(settings.state.old_pointers.glob("*.json")):
+        pointer = _in_file(path)
+        if pointer is not None:
             transaction.run(
                 "INSERT INTO live (project, tag, job) VALUES (:project, :tag, :job) ON CONFLICT (project) DO NOTHING",
                 project=path.stem, tag=pointer.tag, job=pointer.job,
             )  # fmt: skip
-        registry = Registry(settings.bentoml_home)
-        for model in registry.models():
-            if model.project is not None:
-                _keep(registry, model.tag, transaction)
-        return [folder]
-
-    return take_over
+    registry = Registry(settings.bentoml_home)
+    for model in registry.models():
+        if model.project is not None:
+            _keep(registry, model.tag, transaction)
 
 
 def _keep(registry: Registry, tag: str, transaction: Transaction) -> None:

@@ -1,4 +1,4 @@
-"""What docker-compose.scale.yml starts, as plain processes: three backends, nginx, two workers, Redis."""
+"""What docker-compose.scale.yml starts, as plain processes: three backends, nginx, two workers, PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from celestial_backend.jobs.ledger import PUBLISHED
 from celestial_backend.planets.renderer import render
 from tests.project.test_docker import WORKER, arguments
-from tests.support import redis_server
 from tests.support.backend_server import BODIES, REPOSITORY, ServerProcess, free_port, label_config
 from tests.support.label_studio import LabelStudioServer
 from tests.support.nginx_server import HOW_TO_GET_ONE, NginxServer, find_nginx
 from tests.support.picture_host import PictureHost, picture_host
+from tests.support.postgres_server import PostgresServer
 from tests.support.trainings import BIN, Place
 
 pytestmark = pytest.mark.timeout(300)
@@ -39,14 +39,14 @@ RUNS_S = 2.0  # a training, so that it can be met while it runs
 
 class Cluster(Place):
     """
-    Backends by the image's command, workers by the compose file's, one state folder and model store for all.
+    Backends by the image's command, workers by the compose file's, each with folders of its own, one database for all.
 
-    What has a restart policy there is started again here by `restart`.
+    Workers have names of hosts of their own, as on machines of their own, where this user may give some. What has a restart policy there is started again here by `restart`.
     """
 
-    def __init__(self, folder: Path, store: Path, queue: redis_server.RedisServer) -> None:
-        super().__init__(folder, store, REDIS_URL=queue.url, CELESTIAL_ALLOWED_HOSTS=HERE)
-        self.others: list[ServerProcess] = [queue]
+    def __init__(self, folder: Path, store: Path, database_url: str) -> None:
+        super().__init__(folder, store, CELESTIAL_DATABASE_URL=database_url, CELESTIAL_ALLOWED_HOSTS=HERE)
+        self.others: list[ServerProcess] = []
         self.faults["FAULT_LEARN"] = str(RUNS_S)
         self.ports = [free_port() for _ in range(3)]
         self.backends: list[ServerProcess] = []
@@ -65,7 +65,9 @@ class Cluster(Place):
             if backend.process.poll() is not None:
                 self.start_again(number)
         while len(self.living_workers()) < 2:
-            self.worker([BIN / WORKER["command"][0], *WORKER["command"][1:]])
+            name = f"worker-{len(self.workers)}"
+            host = ["unshare", "--uts", "sh", "-c", f'hostname {name} && exec "$0" "$@"'] if os.geteuid() == 0 else []
+            self.worker([*host, BIN / WORKER["command"][0], *WORKER["command"][1:]], **self._folders(name))
 
     def living_workers(self) -> list[ServerProcess]:
         return [worker for worker in self.workers if worker.process.poll() is None]
@@ -79,9 +81,16 @@ class Cluster(Place):
         self.wait_for(lambda: predict(self.nginx.url, ["data:,"]) and re.search(back, self.nginx.log_text()[seen:]))
 
     def _backend(self, port: int) -> ServerProcess:
-        environ = self.environ | {"PORT": str(port), "TMPDIR": str(self.folder)}
+        environ = self.environ | {"PORT": str(port), "TMPDIR": str(self.folder)} | self._folders(f"backend-{port}")
         log = self.folder / f"backend-{port}.log"
         return ServerProcess(json.loads(arguments("CMD")[0]), cwd=REPOSITORY, environ=environ, log=log)
+
+    def _folders(self, name: str) -> dict[str, str]:
+        """What a machine has of its own."""
+        folders = {"MODEL_DIR": self.folder / name / "state", "BENTOML_HOME": self.folder / name / "bentoml"}
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        return {variable: str(folder) for variable, folder in folders.items()}
 
     def wait_to_serve(self, number: int) -> None:
         """Return when a backend answers a prediction."""
@@ -129,13 +138,13 @@ class Cluster(Place):
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Cluster]:
-    nginx, redis = find_nginx(), redis_server.find_redis_server()
-    if nginx is None or redis is None:
-        lacking = HOW_TO_GET_ONE if nginx is None else redis_server.HOW_TO_GET_ONE
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacking)
-    folder = tmp_path_factory.mktemp("cluster")
-    cluster = Cluster(folder, model_store, redis_server.RedisServer(redis, folder))
+def started(
+    tmp_path_factory: pytest.TempPathFactory, model_store: Path, postgres_server: PostgresServer
+) -> Iterator[Cluster]:
+    nginx = find_nginx()
+    if nginx is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HOW_TO_GET_ONE)
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), model_store, postgres_server.fresh())
     try:
         cluster.start(nginx)
         yield cluster

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from celestial_backend.database import Database
 from celestial_backend.models.pointers import take_over_pointers
 from celestial_backend.models.store import ModelStore
@@ -11,5 +13,5 @@ from celestial_backend.settings import Settings
 def store_of(settings: Settings) -> ModelStore:
     """The store, with what an older release has left taken over."""
     database = Database(settings)
-    database.old.append(take_over_pointers(settings))
+    database.old[settings.state.old_pointers] = partial(take_over_pointers, settings)
     return ModelStore(settings, database)

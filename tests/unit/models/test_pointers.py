@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def settings(tmp_path: Path) -> Settings:
 def database(settings: Settings) -> Database:
     """As a process has it, with what an older release has left."""
     database = Database(settings)
-    database.old.append(take_over_pointers(settings))
+    database.old[settings.state.old_pointers] = partial(take_over_pointers, settings)
     return database
 
 
@@ -172,7 +173,7 @@ def test_the_pointers_of_an_older_release_are_taken_over_once(database: Database
     write(database, "3", Pointer("a:3"))
     folder.with_name("live.old").rename(folder)
     again = Database(settings)
-    again.old.append(take_over_pointers(settings))
+    again.old[settings.state.old_pointers] = partial(take_over_pointers, settings)
     assert Pointers(again).projects() == {"3": "a:3", "12": "a:2"}
 
 
