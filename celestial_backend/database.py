@@ -8,11 +8,12 @@ anyway, on PostgreSQL a lock of the transaction sees to it.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -69,6 +70,7 @@ TABLES = (
 )
 OF_SQLITE = "INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB"  # a serial number, and bytes
 OF_POSTGRESQL = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "BYTEA"
+ABOUT = "SELECT name, value FROM about"
 NOW = "SELECT extract(epoch FROM clock_timestamp()) AS now"
 UNDEFINED_TABLE = "42P01"  # a code of PostgreSQL's
 Row = RowMapping  # what a statement gives, by the names of the columns
@@ -142,10 +144,13 @@ class Database:
             answer_s: For a PostgreSQL to answer.
             values: What stands in it as ``:name``.
         """
-        if self._look_only and self._file is not None and not self._file.exists():
-            return []
         with self._told("read"):
-            engine = self._ready().reading
+            try:
+                engine = self._ready().reading
+            except (DBAPIError, OSError):
+                if self._is_empty():  # where no table can be made, nothing has been accepted
+                    return []
+                raise
             try:
                 return _read(engine, statement, values, answer_s)
             except DBAPIError as error:
@@ -158,6 +163,12 @@ class Database:
     def row(self, statement: str, **values: Any) -> Row | None:
         """The first of its rows; None without any."""
         return next(iter(self.rows(statement, **values)), None)
+
+    def close(self) -> None:
+        """Let all connections go; what is asked for next opens new ones."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     def now(self) -> float:
         """As `Transaction.now`."""
@@ -201,13 +212,24 @@ class Database:
                 if self._opened is None or self._opened.process != os.getpid():
                     opened = self._connected()
                     try:
-                        if not self._look_only:
+                        if not self._look_only and self._wants_tables(opened.reading):
                             self._see_to_tables(opened.writing)
                     except BaseException:
                         opened.close()
                         raise
+                    if not self._look_only and self._is_fixed():
+                        return opened  # for this once: it may be possible to write there soon
                     self._opened = opened
         return self._opened
+
+    def _is_empty(self) -> bool:
+        """Whether it is a file that is not there, or has nothing in it."""
+        return self._file is not None and not (self._file.exists() and self._file.stat().st_size)
+
+    def _is_fixed(self) -> bool:
+        """Whether it is a file where nothing can be written."""
+        folder = self._file.parent if self._file is not None else None
+        return folder is not None and folder.is_dir() and not os.access(folder, os.W_OK)
 
     def _connected(self) -> _Opened:
         if self._file is None:
@@ -218,7 +240,9 @@ class Database:
             reading = create_engine(self._url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **shared)
             return _Opened(os.getpid(), reading, create_engine(self._url, pool_pre_ping=True, **shared))
         url = self._url
-        if self._look_only:
+        if self._look_only or self._is_fixed():
+            if self._is_empty():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             in_use = self._file.with_name(f"{self._file.name}-wal").exists()  # else even a reader puts files beside it
             how = "mode=ro" if in_use else "mode=ro&immutable=1"
             url = make_url(f"sqlite:///file:{quote(str(self._file))}?{how}&uri=true")
@@ -231,6 +255,17 @@ class Database:
         event.listen(writing, "begin", _begin)
         return _Opened(os.getpid(), reading, writing)
 
+    def _wants_tables(self, engine: Engine) -> bool:
+        """Whether tables are to be made, or anything is to be taken over; who only reads waits for nobody else."""
+        try:
+            about = {row["name"]: row["value"] for row in _read(engine, ABOUT, {}, ANSWER_S)}
+        except DBAPIError as error:
+            if _code(error) != UNDEFINED_TABLE and "no such table" not in str(error.orig):
+                raise
+            return True
+        _check(about)
+        return about.get("version", 0) < VERSION or any(path.exists() for path in self.old)
+
     def _see_to_tables(self, engine: Engine) -> None:
         serial, blob = OF_POSTGRESQL if self._file is None else OF_SQLITE
         with _begun(engine, time.monotonic() + TABLES_S) as transaction:
@@ -238,12 +273,8 @@ class Database:
                 transaction.rows("SELECT pg_advisory_xact_lock(hashtext('celestial tables'))")
                 transaction.run(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
             transaction.run("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
-            about = {row["name"]: row["value"] for row in transaction.rows("SELECT name, value FROM about")}
-            if about.get("oldest", 0) > VERSION:
-                raise StateError(
-                    f"The database is used by a newer release of celestial-backend, whose tables have version"
-                    f" {about['version']}; this one knows version {VERSION}. Upgrade celestial-backend here too."
-                )
+            about = {row["name"]: row["value"] for row in transaction.rows(ABOUT)}
+            _check(about)
             if about.get("version", 0) < VERSION:
                 for table in TABLES:
                     transaction.run(table.format(serial=serial, blob=blob))
@@ -266,6 +297,15 @@ class Database:
             place, remedy = ("", DATABASE_REMEDY) if self._file is None else (" in the state folder", STATE_REMEDY)
             nothing = "" if done == "read" else " Nothing was accepted."
             raise StateError(f"The database{place} cannot be {done} ({_why(error)}).{nothing} {remedy}") from error
+
+
+def _check(about: Mapping[str, int]) -> None:
+    """See that this release knows the tables well enough."""
+    if about.get("oldest", 0) > VERSION:
+        raise StateError(
+            f"The database is used by a newer release of celestial-backend, whose tables have version"
+            f" {about['version']}; this one knows version {VERSION}. Upgrade celestial-backend here too."
+        )
 
 
 class NoTurnError(Exception):

@@ -72,11 +72,12 @@ def test_the_live_model_stays_where_the_pointer_cannot_be_written(
     small_disk: Path, model_store: Path, how: str
 ) -> None:
     """The old one is served as before, and a sentence says why; afterwards the change is made."""
-    store = build(replace(Settings.from_environ(), model_dir=small_disk / "state", bentoml_home=model_store)).store
-    tag = store.live_tag()
+    services = build(replace(Settings.from_environ(), model_dir=small_disk / "state", bentoml_home=model_store))
+    store, tag = services.store, services.store.live_tag()
     store.publish("3", tag, job="before")
     filler = fill(small_disk)
     if how == "read-only":
+        services.database.close()  # else the system does not allow it
         remount(small_disk, "ro")
     with pytest.raises(StateError, match=r"cannot be written \((database or disk is full|.*readonly).*can write to"):
         store.publish("3", tag)
