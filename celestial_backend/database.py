@@ -112,8 +112,8 @@ class Database:
     All that reads or writes raises `StateError` where that cannot be done, and then nothing was written.
 
     Attributes:
-        old: What older releases have left, and what takes it over in the transaction that sees to the tables; each
-            path is renamed afterwards. It may be called again after it has succeeded.
+        old: What older releases have left, and what takes it over in the transaction that sees to the tables, and
+            says whether it did; the path is renamed then. It may be called again after it has succeeded.
     """
 
     def __init__(self, settings: Settings, *, look_only: bool = False) -> None:
@@ -122,7 +122,7 @@ class Database:
             settings: Of the process.
             look_only: Nothing is made or changed; where there are no tables, there are no rows.
         """
-        self.old: dict[Path, Callable[[Transaction], None]] = {}
+        self.old: dict[Path, Callable[[Transaction], bool]] = {}
         self._url = make_url(settings.database_url or f"sqlite:///{settings.state.database}")
         self._file = None if self._url.get_backend_name() == "postgresql" else Path(self._url.database or "")
         self._look_only = look_only
@@ -281,10 +281,9 @@ class Database:
                 for name, value in {"version": VERSION, "oldest": OLDEST}.items():
                     transaction.run("INSERT INTO about (name, value) VALUES (:name, :value) ON CONFLICT (name)"
                                     " DO UPDATE SET value = excluded.value", name=name, value=value)  # fmt: skip
-            left = [path for path in self.old if path.exists()]  # no other process has been quicker
-            for path in left:
-                self.old[path](transaction)
-        for path in left:
+            there = [path for path in self.old if path.exists()]  # no other process has been quicker
+            done = [path for path in there if self.old[path](transaction)]
+        for path in done:
             with suppress(OSError):
                 path.rename(path.with_name(f"{path.name}.old"))
 
@@ -346,7 +345,7 @@ def _begun(engine: Engine, deadline: float) -> Iterator[Transaction]:
 
 
 @cache
-def _patient() -> Callable[[str], Any]:
+def _patient() -> Callable[..., Any]:
     """What connects to a PostgreSQL, and waits no longer for an answer than `_wait` has said."""
     import psycopg
 

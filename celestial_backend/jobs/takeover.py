@@ -24,14 +24,14 @@ PROJECT = ("project", "labels", "read_until", "trained_labels", "trained_at", "p
 PRUNED = ("state", "jobs")
 
 
-def take_over_jobs(settings: Settings, work: Transaction) -> None:
+def take_over_jobs(settings: Settings, work: Transaction) -> bool:
     """Jobs, what is known of projects, and the numbers of jobs that were pruned: for `Database.old`."""
     file = settings.state.old_jobs
     try:
         jobs, projects, pruned = (_rows(file, table) for table in ("jobs", "projects", "pruned"))
     except sqlite3.Error as error:
         logger.warning("The list of jobs of an older release, %s, cannot be read: %s", file.name, error)
-        return
+        return False
     for project in projects:
         _add(work, "projects", project, PROJECT)
     pressed = {} if not jobs or "from_scratch" not in jobs[0] else {job["project"] for job in jobs}
@@ -43,6 +43,7 @@ def take_over_jobs(settings: Settings, work: Transaction) -> None:
     for each in pruned:
         _add(work, "pruned", each, PRUNED)
     logger.info("%d jobs of an older release were taken over", len(jobs))
+    return True
 
 
 def _rows(file: Path, table: str) -> list[dict[str, Any]]:

@@ -114,7 +114,7 @@ class Pointers:
             logger.warning("Projects are served the models that were live when that was last known: %s", error)
 
 
-def take_over_pointers(settings: Settings, transaction: Transaction) -> None:
+def take_over_pointers(settings: Settings, transaction: Transaction) -> bool:
     """
     Put the pointer files of releases up to 0.2 into the database, and the models that projects were trained to.
 
@@ -131,6 +131,7 @@ def take_over_pointers(settings: Settings, transaction: Transaction) -> None:
     for model in registry.models():
         if model.project is not None:
             _keep(registry, model.tag, transaction)
+    return True
 
 
 def _keep(registry: Registry, tag: str, transaction: Transaction) -> None:

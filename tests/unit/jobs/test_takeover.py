@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def write(settings: Settings, script: str, *jobs: tuple[str, str, str]) -> None:
 def started(settings: Settings) -> Ledger:
     """As a process of this release has it."""
     database = Database(settings)
-    database.old = [take_over_jobs(settings)]
+    database.old[settings.state.old_jobs] = partial(take_over_jobs, settings)
     return Ledger(database, wait_s=30)
 
 
