@@ -40,6 +40,7 @@ LARGE_BYTES = 1_000_000  # models above it come one at a time, and smaller ones 
 MAX_BYTES = 200_000_000  # of a file that a person adds
 ADD_S = 30.0  # for others that write, while a person waits
 AGAIN_S = 30.0  # a damaged model is looked at again after this long
+OF_PROJECT = "SELECT tag FROM models WHERE project = :project"
 BODY = "SELECT body FROM bodies WHERE tag = :tag AND part = :part"
 TAG = re.compile(r"[A-Za-z0-9][\w.-]*:[A-Za-z0-9][\w.-]*", re.ASCII)
 NO_ARCHIVE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, EOFError, ValueError)
@@ -125,11 +126,19 @@ class SharedRegistry(Registry):
                         self._unpack(tag, row["digest"], folder)
                         os.utime(folder / "model.yaml", (ASKED_FOR, ASKED_FOR))
                     logger.info("%s came from the database", tag)
+                    self._tidy(project_of(tag))
         except ModelLoadError as error:
             logger.error("%s", error)  # noqa: TRY400 - the sentence says it
             self._ask_again[tag] = time.monotonic() + AGAIN_S
             return False
         return True
+
+    def _tidy(self, project: str | None) -> None:
+        """Remove what came of a project's models earlier, and is not in the database any more."""
+        kept = {row["tag"] for row in self._database.rows(OF_PROJECT, project=project or "")}
+        for tag in (f"{MODEL_NAME}:{version}" for version in self._into.versions(MODEL_NAME)):
+            if project_of(tag) == project and tag not in kept and self._into.came_for_its_tag(tag):
+                self._into.remove(tag)
 
     def _unpack(self, tag: str, digest: str, folder: Path) -> None:
         """

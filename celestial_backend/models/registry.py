@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, StopIteration, tarfile.TarError, LZMAError)
 DESCRIBE = {"model.yaml", HEADS_FILE}
-ASKED_FOR = 0.0  # when the description of a model was written that came for its tag, and is never the latest
+ASKED_FOR = 0.0  # when the description of a copy from the database was written
 SAVING, SAVING_MAX_S = "saving-", 3600.0
 STORE_REMEDY = "Set BENTOML_HOME to a folder that this user can read and write, with space on its disk."
 
@@ -342,6 +342,10 @@ class Registry:
             told = self.place(tag).with_name("latest").is_file()  # else all that is there is a default for the meantime
             self._make_latest(shared[-1] if shared and told else tag)  # by when it was made, which may be long ago
 
+    def came_for_its_tag(self, tag: str) -> bool:
+        """Whether a model of this machine is a copy of one of the database; it is never the latest."""
+        return self._saved_at(tag) == ASKED_FOR
+
     def remove(self, tag: str) -> None:
         """Remove a model from this machine, if it is there."""
         folder = self.place(tag)
@@ -393,8 +397,8 @@ class Registry:
             replace_text(self.place(tag).with_name("latest"), tag.partition(":")[2])
 
     def _is_shared(self, tag: str) -> bool:
-        """Whether a model is one for all projects; what was asked for by its tag alone is not."""
-        return project_of(tag) is None and self._saved_at(tag) != ASKED_FOR
+        """Whether a model is one for all projects."""
+        return project_of(tag) is None and not self.came_for_its_tag(tag)
 
     def _saved_at(self, tag: str) -> float:
         return (self.place(tag) / "model.yaml").stat().st_mtime

@@ -25,8 +25,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from celestial_backend.database import Database
 from celestial_backend.errors import ModelError, ModelLoadError, ModelNotFoundError
-from celestial_backend.models import classifier, headed, registry
+from celestial_backend.models import classifier, headed, kept, registry
 from celestial_backend.models import store as store_module
 from celestial_backend.models.classifier import read_parts
 from celestial_backend.models.headed import Head
@@ -607,6 +608,8 @@ def test_a_pointer_to_a_model_that_is_gone_is_passed_over(settings: Settings, ca
     tag = for_project(store, "3", "0badcafe", shared)
     store.publish("3", tag)
     store.registry.remove(tag)
+    with Database(settings).writing("3") as transaction:
+        kept.remove(tag, transaction)
     assert store.live_tag("3") == store.live_tag("3") == shared
     assert caplog.text.count(f"The live model of project 3, {tag}, is not in the store") == 1
 

@@ -253,16 +253,20 @@ def test_a_database_that_is_away_ends_no_predictions(tmp_path: Path, monkeypatch
 
 
 def test_old_models_go_everywhere(tmp_path: Path) -> None:
-    """From the database at the prune of who trains, from other machines at their own."""
-    first, second = machine(tmp_path, "first"), machine(tmp_path, "second")
+    """From the database at the prune of who trains, from others at their own, or when the next one comes to them."""
+    first, second, third = (machine(tmp_path, name) for name in ("first", "second", "third"))
     oldest = trained(first, tmp_path, "00000001")
-    assert second.live_tag("3") == oldest
+    other = save(first, tmp_path, project_tag("4", "00000001"))
+    first.publish("4", other)
+    assert [second.live_tag("3"), third.live_tag("3"), third.live_tag("4")] == [oldest, oldest, other]
     later = [trained(first, tmp_path, f"0000000{number}") for number in (2, 3, 4)]
     assert first.prune("3") == [oldest, later[0]]
-    assert [row["tag"] for row in database(tmp_path).rows("SELECT tag FROM models ORDER BY made")] == later[1:]
-    assert {row["tag"] for row in database(tmp_path).rows("SELECT tag FROM bodies")} == set(later[1:])
+    for statement in ("SELECT tag FROM models", "SELECT tag FROM bodies"):
+        assert {row["tag"] for row in database(tmp_path).rows(statement)} == {other, *later[1:]}
     assert second.prune("3") == [oldest]
-    assert [model.tag for model in second.registry.models()] == [SHARED, *later[1:]]
+    assert [model.tag for model in second.registry.models()] == [SHARED, other, *later[1:]]
+    assert third.live_tag("3") == later[-1]
+    assert [model.tag for model in third.registry.on_this_machine()] == [SHARED, other, later[-1]]
 
 
 def test_who_only_looks_changes_no_store(tmp_path: Path) -> None:
