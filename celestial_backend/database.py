@@ -24,6 +24,7 @@ from urllib.parse import quote
 from sqlalchemy import Connection, Engine, RowMapping, TextClause, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoneLeftError
+from sqlalchemy.pool import NullPool
 
 from celestial_backend.errors import DATABASE_REMEDY, STATE_REMEDY, StateError
 from celestial_backend.settings import Settings
@@ -147,8 +148,8 @@ class Database:
         with self._told("read"):
             try:
                 engine = self._ready().reading
-            except (DBAPIError, OSError):
-                if self._is_empty():  # where no table can be made, nothing has been accepted
+            except (DBAPIError, OSError) as error:
+                if self._is_empty() and not isinstance(error, FileExistsError):  # so nothing was accepted
                     return []
                 raise
             try:
@@ -240,17 +241,19 @@ class Database:
             reading = create_engine(self._url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **shared)
             return _Opened(os.getpid(), reading, create_engine(self._url, pool_pre_ping=True, **shared))
         url = self._url
+        pool: dict[str, Any] = {"pool_size": CONNECTIONS, "max_overflow": -1}
         if self._look_only or self._is_fixed():
             if self._is_empty():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             in_use = self._file.with_name(f"{self._file.name}-wal").exists()  # else even a reader puts files beside it
             how = "mode=ro" if in_use else "mode=ro&immutable=1"
             url = make_url(f"sqlite:///file:{quote(str(self._file))}?{how}&uri=true")
+            pool = {"poolclass": NullPool}  # one that stays open would keep others of this process from writing
         else:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-        reading = create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, pool_size=CONNECTIONS,
-                                max_overflow=-1, connect_args={"timeout": WRITE_S})  # fmt: skip
-        writing = create_engine(url, pool_size=1, max_overflow=1, connect_args={"timeout": 0})
+        reading = create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None,
+                                connect_args={"timeout": WRITE_S}, **pool)  # fmt: skip
+        writing = create_engine(url, connect_args={"timeout": 0}, **pool)
         event.listen(writing, "connect", _prepare)
         event.listen(writing, "begin", _begin)
         return _Opened(os.getpid(), reading, writing)
