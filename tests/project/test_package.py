@@ -29,8 +29,10 @@ from packaging.utils import canonicalize_name
 
 from celestial_backend import __version__
 from celestial_backend.commands.cli import main
-from celestial_backend.jobs.trainings import worker_lives
+from celestial_backend.database import Database
+from celestial_backend.jobs.ledger import Ledger
 from celestial_backend.planets.renderer import render
+from celestial_backend.settings import Settings
 from tests.support.backend_server import REPOSITORY, ServerProcess, free_port, label_config, plain_environ
 
 FLASKS_OWN = {"jinja2", "markupsafe", "werkzeug"}  # parts of Flask, which asks for the releases that it needs
@@ -200,7 +202,8 @@ def test_the_server_predicts_with_the_model_inside(
     assert (page.status_code, page.headers["Content-Type"].split(";")[0]) == (200, "text/html")
     assert "/predict" in page.text
 
-    while not worker_lives(elsewhere / "data"):  # the server starts one beside itself
+    ledger = Ledger(Database(Settings(model_dir=elsewhere / "data")))
+    while not ledger.workers():  # the server starts one beside itself
         process.wait_for_answer(f"{url}/health", 60)
         time.sleep(0.1)
     looked = installed.run("celestial-backend", "doctor", "--backend-url", url, "--json", cwd=elsewhere)

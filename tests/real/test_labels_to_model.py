@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import requests
 
+from celestial_backend.database import Database
 from celestial_backend.jobs.ledger import Ledger
 from celestial_backend.planets.renderer import render
-from celestial_backend.settings import NEEDS_LABELS
+from celestial_backend.settings import NEEDS_LABELS, Settings
 from tests.support.backend_server import BODIES, REPOSITORY, Backends, BackendServer, label_config, plain_environ
 from tests.support.label_studio import LabelStudioServer
 from tests.support.shapes import KINDS, drawn
@@ -70,7 +71,7 @@ def command(backend: BackendServer, *arguments: str, **settings: str) -> Any:
 def trained(label_studio: LabelStudioServer, backend: BackendServer, project: int) -> dict[str, Any]:
     """Press Start Training: how the training ended, as `jobs --json` shows it."""
     label_studio.start_training(project)
-    ledger, deadline = Ledger(backend.log.parent / "state", locked_s=30), time.monotonic() + 300
+    ledger, deadline = Ledger(Database(Settings(model_dir=backend.log.parent / "state"))), time.monotonic() + 300
     while not (job := ledger.jobs(str(project), limit=1)[0]).ended:
         assert time.monotonic() < deadline, f"the training did not end: {job}"
         time.sleep(0.2)

@@ -41,7 +41,8 @@ class Cluster(Place):
     """
     Backends by the image's command, workers by the compose file's, each with folders of its own, one database for all.
 
-    Workers have names of hosts of their own, as on machines of their own, where this user may give some. What has a restart policy there is started again here by `restart`.
+    Workers have names of hosts of their own, as on machines of their own, where this user may give some. What has a
+    restart policy there is started again here by `restart`.
     """
 
     def __init__(self, folder: Path, store: Path, database_url: str) -> None:

@@ -342,7 +342,7 @@ def test_a_database_that_is_away_delays_and_loses_nothing(
 
 
 def test_locked_files_delay_and_lose_nothing(place: Place) -> None:
-    """Database and queue are held by another program while a training ends: it ends once, later; the worker lives on."""
+    """Database and queue are held by another program while a training ends: it ends once, later; the worker lives."""
     worker = place.worker(FAULT_LEARN="1")
     job = place.request()
     place.stage(job, "learning")
