@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
-from celestial_backend.jobs import trainings
-from celestial_backend.jobs.ledger import Ledger
+from celestial_backend.database import Database
+from celestial_backend.jobs import looker, trainings
+from celestial_backend.jobs.ledger import KEPT, Ending, Job, Ledger
 from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.labels import Vocabulary
 from celestial_backend.models.store import ModelStore
@@ -26,14 +27,20 @@ DEFAULT = f"{MODEL_NAME}:default-0"
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """With a Label Studio that could be asked, and is given up at once: nobody is there, however long one waits."""
-    monkeypatch.setattr(trainings, "STUDIO_S", 0.0)
+    """
+    With a Label Studio that could be asked, and is given up at once: nobody is there, however long one waits.
+
+    What a worker does beside its work, as long as it lives, is left to the tests.
+    """
+    monkeypatch.setattr(Jobs, "_live", lambda _: None)
+    for module in (trainings, looker):
+        monkeypatch.setattr(module, "STUDIO_S", 0.0)
     return replace(Settings.from_environ(), label_studio_url="http://127.0.0.1:9", label_studio_api_key="0" * 40)
 
 
 @pytest.fixture
 def ledger(settings: Settings) -> Ledger:
-    return Ledger(settings.model_dir)
+    return Ledger(Database(settings))
 
 
 def annotation(number: int = 1, **more: Any) -> dict[str, Any]:
@@ -53,7 +60,8 @@ class FakeProject:
     asked: list[tuple[str, str | None]]  # for new labels: the project, and since when
     read: int
 
-    def __init__(self, _studio: object, project: str, _patience_s: float = 0) -> None:
+    def __init__(self, _studio: object, project: str, patience_s: float = 0) -> None:
+        assert patience_s == 0, "nobody waits"
         self.project = project
 
     def sibling(self, project: str) -> FakeProject:
@@ -91,7 +99,8 @@ class FakeProject:
 @pytest.fixture
 def studio(monkeypatch: pytest.MonkeyPatch) -> type[FakeProject]:
     """A project with enough labels to learn from, none of them new."""
-    monkeypatch.setattr("celestial_backend.jobs.trainings.StudioProject", FakeProject)
+    for module in (trainings, looker):
+        monkeypatch.setattr(module, "StudioProject", FakeProject)
     FakeProject.asked, FakeProject.troubles, FakeProject.read, FakeProject.tasks = [], {}, 0, []
     FakeProject.config = label_config()
     FakeProject.label(Mars=3, Venus=3)
@@ -117,7 +126,7 @@ def by_itself(settings: Settings) -> Jobs:
 def looked() -> None:
     """Return when the labels have been looked at that a worker looks at beside its work."""
     for thread in threading.enumerate():
-        if thread.name in ("look", "tell"):
+        if thread.name == "look":
             thread.join(30)
 
 
@@ -140,3 +149,84 @@ def press(client: FlaskClient) -> tuple[Any, float]:
     started = time.monotonic()
     body = {"action": "START_TRAINING", "project": {"id": 7, "label_config": label_config()}}
     return client.post("/webhook", json=body), time.monotonic() - started
+
+
+def event_at(ledger: Ledger, project: str) -> float | None:
+    known = ledger.known(project)
+    assert known is not None
+    return known.event_at
+
+
+Look = Callable[[], None]
+
+
+@pytest.fixture
+def minutes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Jobs], Look]:
+    """What a worker does every minute, a minute later each time."""
+    moment = time.monotonic()
+
+    def of(jobs: Jobs) -> Look:
+        def look() -> None:
+            nonlocal moment
+            moment += 60
+            monkeypatch.setattr("celestial_backend.jobs.trainings.time.monotonic", lambda: moment)
+            look_after(jobs)
+
+        return look
+
+    return of
+
+
+@pytest.fixture
+def look(settings: Settings, minutes: Callable[[Jobs], Look]) -> Look:
+    """That of a worker who trains at every third label."""
+    return minutes(build(replace(settings, train_every=3)).jobs)
+
+
+def begun(ledger: Ledger, project: str = "7") -> Job:
+    """The training of a project that waits, which a worker runs from now on."""
+    job = ledger.start("somebody", project)
+    assert job is not None
+    return job
+
+
+def end(ledger: Ledger, state: str = KEPT, labels: int | None = None, moment: str = "", project: str = "7") -> None:
+    """Bring the waiting training of a project to its end; at its begin there were so many labels."""
+    job = begun(ledger, project)
+    if labels is not None:
+        ledger.trained(project, labels, moment)
+    ledger.end(job, Ending(state, "as it was"))
+
+
+def change(settings: Settings, statement: str, **values: Any) -> None:
+    """Change the database as only time or an older release does."""
+    with Database(settings).writing("7") as work:
+        work.run(statement, **values)
+
+
+def die(settings: Settings) -> None:
+    """Let the workers of all that runs have shown no life for long."""
+    change(settings, "UPDATE work SET lease = 0 WHERE state = 'running'")
+
+
+def missing(ledger: Ledger, project: str = "7") -> str | None:
+    known = ledger.known(project)
+    assert known is not None
+    return known.missing
+
+
+def messages(jobs: Jobs) -> int:
+    return int(jobs.huey.storage.queue_size())
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The projects that were trained, by trainings that end at once."""
+    projects: list[str] = []
+
+    def train(self: Jobs, job: Job) -> None:
+        projects.append(job.project)
+        self.ledger.end(job, Ending(KEPT, "as it was"))
+
+    monkeypatch.setattr(Jobs, "_train", train)
+    return projects

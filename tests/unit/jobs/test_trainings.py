@@ -1,59 +1,52 @@
-"""Trainings are asked for by people, by events, by looks at the labels; and what the command line says of them."""
+"""Trainings are asked for, waited for and run, and nothing that was accepted or counted is lost."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from huey import Huey
 
-from celestial_backend.doctor.machine import last_event
+from celestial_backend.database import Database
 from celestial_backend.errors import ProjectGoneError, RequestError, StudioError
 from celestial_backend.jobs import ledger as ledger_module
-from celestial_backend.jobs.ledger import FAILED, KEPT, PUBLISHED, RUNNING, WAITING, WAITING_MAX, Job, Ledger
-from celestial_backend.jobs.processes import lock
+from celestial_backend.jobs.ledger import FAILED, KEPT, PUBLISHED, RUNNING, WAITING, WAITING_MAX, Ending, Job, Ledger
+from celestial_backend.jobs.looker import AGAIN_S
 from celestial_backend.jobs.queue import make_queue
-from celestial_backend.jobs.trainings import (
-    AGAIN_S,
-    KNOW_S,
-    MESSAGES,
-    NOBODY_TO_ASK,
-    REST,
-    SLOW_S,
-    Jobs,
-    worker_lives,
-)
-from celestial_backend.models.store import ModelStore, Pointer
+from celestial_backend.jobs.trainings import KNOW_S, MESSAGES, Jobs
 from celestial_backend.services import build
-from celestial_backend.settings import MODEL_NAME, NEVER, Settings, project_tag
+from celestial_backend.settings import NEVER, Settings
 from celestial_backend.studio.project import Labels
 from celestial_backend.web.app import create_app
 from tests.support import fake_project
 from tests.support.backend_server import label_config
 from tests.support.fake_project import (
-    DEFAULT,
     FakeProject,
+    Look,
     annotation,
+    begun,
+    change,
+    die,
+    end,
+    event_at,
     look_after,
     looked,
+    messages,
     press,
     run_next,
     states,
 )
 
-BROUGHT = f"{MODEL_NAME}:of-somebody"
-by_itself, ledger, live = fake_project.by_itself, fake_project.ledger, fake_project.live
+by_itself, ledger, live, look = fake_project.by_itself, fake_project.ledger, fake_project.live, fake_project.look
+minutes, trained = fake_project.minutes, fake_project.trained
 settings, studio = fake_project.settings, fake_project.studio
 
 
@@ -105,401 +98,6 @@ def test_a_project_without_a_number_is_refused(every_three: FlaskClient, ledger:
     assert ledger.jobs() == []
 
 
-Look = Callable[[], None]
-
-
-@pytest.fixture
-def minutes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Jobs], Look]:
-    """What a worker does every minute, a minute later each time."""
-    moment = time.monotonic()
-
-    def of(jobs: Jobs) -> Look:
-        def look() -> None:
-            nonlocal moment
-            moment += 60
-            monkeypatch.setattr("celestial_backend.jobs.trainings.time.monotonic", lambda: moment)
-            look_after(jobs)
-
-        return look
-
-    return of
-
-
-@pytest.fixture
-def look(settings: Settings, minutes: Callable[[Jobs], Look]) -> Look:
-    """That of a worker who trains at every third label."""
-    return minutes(build(replace(settings, train_every=3)).jobs)
-
-
-def end(ledger: Ledger, state: str = KEPT, labels: int | None = None, moment: str = "", project: str = "7") -> str:
-    """Bring the waiting training of a project to its end; at its begin there were so many labels."""
-    job = ledger.start(project)
-    assert job is not None
-    if labels is not None:
-        ledger.trained(project, labels, moment)
-    ledger.end(job.id, state, "as it was")
-    return job.id
-
-
-def missing(ledger: Ledger, project: str = "7") -> str | None:
-    known = ledger.known(project)
-    assert known is not None
-    return known.missing
-
-
-# When a training is asked for
-
-
-def test_two_choices_with_three_labels_each_begin_the_first_training(
-    studio: Any, by_itself: Jobs, ledger: Ledger
-) -> None:
-    """Not before; until then it is written down how many labels of which choices are missing."""
-    studio.tasks.clear()
-    ledger.know("7")
-    run_next(by_itself)
-    assert by_itself.missing("7") == (
-        "choice: no labels yet; at least 2 choices need 3 labels each, so label 3 pictures each of 2 choices."
-    )
-    studio.label(Mars=4, Venus=2)
-    by_itself.note_labels("7", 6)
-    run_next(by_itself)
-    assert by_itself.missing("7") == (
-        "choice: 4 labels of 'Mars' and 2 of 'Venus'; at least 2 choices need 3 labels each, so label 1 more picture of"
-        " 'Venus'."
-    )
-    assert states(ledger) == []
-    studio.label(Venus=1)
-    by_itself.note_labels("7", 1)
-    by_itself.look("7")
-    assert (states(ledger), by_itself.missing("7")) == ([WAITING], "")
-    assert studio.asked == [], "nothing was learned, so all labels are new"
-
-
-@pytest.mark.parametrize("state", [PUBLISHED, KEPT, FAILED])
-def test_the_next_begins_when_the_labels_have_grown_by_a_fifth(
-    studio: Any, by_itself: Jobs, live: dict[str, str], ledger: Ledger, state: str
-) -> None:
-    """However the last one ended; and as long as events do not tell of so many, Label Studio is not asked."""
-    ledger.request("7")
-    studio.label(Mars=24)
-    end(ledger, state, 30, "2026-11-23T01:02:03Z")
-    ledger.look("7")
-    ledger.looked("7", labels=0, missing="", brought="")
-    if state == PUBLISHED:
-        live["7"] = project_tag("7", "ab12")
-    studio.new = 5
-    by_itself.note_labels("7", 5)
-    run_next(by_itself)
-    assert (states(ledger), studio.asked) == ([state], [])
-    by_itself.note_labels("7", 1)
-    by_itself.look("7")
-    assert (states(ledger), studio.asked) == ([state], [("7", "2026-11-23T01:02:03Z")]), "an event came twice"
-    studio.label(Mars=1)
-    by_itself.note_labels("7", 1)
-    by_itself.look("7")
-    assert states(ledger) == [WAITING, state]
-
-
-def test_few_labels_must_grow_by_five(studio: Any, by_itself: Jobs, ledger: Ledger) -> None:
-    """A fifth of six would be every second one."""
-    ledger.request("7")
-    end(ledger, KEPT, 6, "2026-11-23T01:02:03Z")
-    for labels, expected in ((4, [KEPT]), (1, [WAITING, KEPT])):
-        studio.label(Mars=labels)
-        by_itself.look("7")
-        assert states(ledger) == expected
-
-
-def test_what_was_asked_for_with_too_few_labels_is_no_attempt(studio: Any, by_itself: Jobs, ledger: Ledger) -> None:
-    """Somebody pressed the button too early: as soon as there are enough a training begins, by then it can learn."""
-    studio.tasks.clear()
-    studio.label(Mars=3, Venus=1)
-    by_itself.look("7")
-    by_itself.request("7")
-    end(ledger, FAILED, 4, "2026-11-23T01:02:03Z")
-    by_itself.look("7")
-    assert str(missing(ledger)).startswith("choice: 3 labels of 'Mars' and 1 of 'Venus'")
-    studio.label(Venus=1)
-    by_itself.look("7")
-    assert states(ledger) == [FAILED]
-    studio.label(Venus=1)
-    by_itself.look("7")
-    assert states(ledger) == [WAITING, FAILED]
-
-
-def test_a_number_of_labels(studio: Any, look: Look, ledger: Ledger) -> None:
-    """As many new or changed ones as it says, but never fewer than can be learned."""
-    studio.tasks.clear()
-    ledger.know("7")
-    studio.label(Mars=4)
-    look()
-    assert states(ledger) == []
-    studio.label(Venus=3)
-    look()
-    assert states(ledger) == [WAITING]
-    end(ledger, KEPT, 7, "2026-11-23T01:02:03Z")
-    for new, expected in ((2, [KEPT]), (3, [WAITING, KEPT])):
-        studio.new = new
-        studio.moment += "+"
-        look()
-        assert states(ledger) == expected
-
-
-def test_a_large_number_is_waited_for_the_first_time_too(studio: Any, settings: Settings, ledger: Ledger) -> None:
-    """With enough to learn from long before."""
-    jobs = build(replace(settings, train_every=50)).jobs
-    for labels, expected in ((43, []), (1, [WAITING])):
-        studio.label(Mars=labels)
-        studio.new = len(studio.tasks)
-        ledger.know("7")
-        jobs.look("7")
-        assert states(ledger) == expected
-
-
-def test_off_is_the_button_alone(
-    studio: Any, settings: Settings, ledger: Ledger, minutes: Callable[[Jobs], Look]
-) -> None:
-    """What is missing before it can learn is told all the same."""
-    jobs = build(replace(settings, train_every=NEVER)).jobs
-    studio.tasks.clear()
-    ledger.know("7")
-    look = minutes(jobs)
-    look()
-    assert jobs.missing("7").startswith("choice: no labels yet")
-    studio.label(Mars=50, Venus=50)
-    jobs.note_labels("7", 100)
-    look()
-    run_next(jobs)
-    assert (jobs.missing("7"), states(ledger)) == ("", [])
-    jobs.request("7")
-    assert states(ledger) == [WAITING]
-
-
-def test_a_model_that_was_brought_waits_for_the_button(
-    studio: Any, by_itself: Jobs, live: dict[str, str], ledger: Ledger
-) -> None:
-    """It knows the choices; once somebody has asked, trainings begin by themselves."""
-    live["7"] = BROUGHT
-    studio.new = 100
-    by_itself.note_labels("7", 100)
-    by_itself.look("7")
-    known = ledger.known("7")
-    assert known is not None
-    assert known.hindrance == (
-        f"{BROUGHT} was not trained here, and knows choices of the project: no training begins by itself before Start"
-        " Training was pressed once."
-    )
-    assert (states(ledger), by_itself.missing("7"), studio.read) == ([], "", 0)
-    by_itself.request("7")
-    end(ledger, KEPT, 6, "2026-11-23T01:02:03Z")
-    by_itself.look("7")
-    assert states(ledger) == [WAITING, KEPT]
-    known = ledger.known("7")
-    assert known is not None
-    assert known.hindrance == ""
-
-
-def test_a_model_that_was_brought_and_knows_no_choice_is_replaced(
-    studio: Any, by_itself: Jobs, live: dict[str, str], ledger: Ledger
-) -> None:
-    live["7"] = BROUGHT
-    studio.config = label_config(["dress", "hat"])
-    studio.tasks.clear()
-    studio.label(dress=3, hat=3)
-    ledger.know("7")
-    by_itself.look("7")
-    assert states(ledger) == [WAITING]
-
-
-@pytest.mark.parametrize(
-    ("tag", "brought"),
-    [
-        pytest.param(DEFAULT, False, id="the embedded default"),
-        pytest.param(project_tag("7", "ab12"), False, id="its own"),
-        pytest.param(project_tag("8", "ab12"), False, id="another project's"),
-        pytest.param(BROUGHT, True, id="the store's latest"),
-        pytest.param("another_name:1", True, id="of another name"),
-    ],
-)
-def test_what_we_trained_ourselves_was_not_brought(
-    studio: Any, by_itself: Jobs, live: dict[str, str], ledger: Ledger, tag: str, *, brought: bool
-) -> None:
-    live["7"] = tag
-    studio.new = 100
-    ledger.know("7")
-    by_itself.look("7")
-    assert states(ledger) == ([] if brought else [WAITING])
-
-
-@pytest.mark.usefixtures("studio")
-@pytest.mark.parametrize("chosen", [{"model": DEFAULT}, {"bentomodel": Path("a.bentomodel")}], ids=["tag", "file"])
-def test_whatever_the_settings_name_was_brought(settings: Settings, ledger: Ledger, chosen: dict[str, Any]) -> None:
-    """But for a project that has a model of its own, which goes before it."""
-    services = build(replace(settings, **chosen))
-    services.store.pointers.write("8", Pointer(DEFAULT))
-    for project in ("7", "8"):
-        ledger.know(project)
-        services.jobs.look(project)
-    assert (states(ledger, "7"), states(ledger, "8")) == ([], [WAITING])
-
-
-@pytest.mark.usefixtures("studio")
-def test_a_model_of_which_nothing_is_known_may_know_the_choices(
-    by_itself: Jobs, live: dict[str, str], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was never loaded, and a look loads nothing."""
-    live["7"] = BROUGHT
-    monkeypatch.setattr(ModelStore, "known", lambda *_: None)
-    ledger.know("7")
-    by_itself.look("7")
-    assert states(ledger) == []
-
-
-def test_a_config_that_cannot_be_learned_is_what_is_missing(
-    studio: Any, by_itself: Jobs, live: dict[str, str], ledger: Ledger
-) -> None:
-    """As a new project has none; whichever model is live."""
-    for tag in (DEFAULT, BROUGHT):
-        live["7"] = tag
-        studio.config = "<View></View>"
-        ledger.know("7")
-        by_itself.look("7")
-        assert "has no Choices on an Image" in str(missing(ledger))
-        studio.config = "<View>"
-        by_itself.look("7")
-        assert "not readable XML" in str(missing(ledger))
-    assert states(ledger) == []
-
-
-# What a look costs
-
-
-def test_nothing_is_read_again_that_has_not_changed(studio: Any, by_itself: Jobs, ledger: Ledger) -> None:
-    """Each minute Label Studio is asked whether there are other labels, or another config, and for no more."""
-    studio.tasks.clear()
-    ledger.know("7")
-    for _ in range(5):
-        by_itself.look("7")
-    assert studio.read == 2, "and once more as now it is known what is missing"
-    studio.label(Mars=1)
-    by_itself.look("7")
-    by_itself.look("7")
-    assert studio.read == 4
-    studio.config = label_config(["Mars", "Venus"])
-    by_itself.look("7")
-    assert "so label 2 more pictures of 'Mars' and 3 of 'Venus'" in by_itself.missing("7")
-
-
-def test_many_events_are_one_look(
-    studio: Any, by_itself: Jobs, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However many messages they left, and not beside a training, which reads all labels itself."""
-    seen: list[str] = []
-    look = Jobs.look
-
-    def counted(self: Jobs, project: str) -> None:
-        seen.append(project)
-        look(self, project)
-
-    monkeypatch.setattr(Jobs, "look", counted)
-    studio.tasks.clear()
-    for _ in range(20):
-        by_itself.note_labels("7", 1)
-    for _ in range(3):
-        run_next(by_itself)
-    assert seen == ["7"]
-    by_itself.note_labels("7", 1)
-    with lock(by_itself.endings.folder("7").with_name("look-7.lock")):
-        run_next(by_itself)
-    assert ledger.looks(wanted=True) == ["7"], "another worker was at it: its turn is kept"
-    by_itself.request("7")
-    ledger.start("7")
-    by_itself.look("7")
-    assert studio.read == 1
-
-
-@pytest.mark.usefixtures("studio")
-def test_a_worker_is_woken_by_labels_that_may_be_enough(by_itself: Jobs, ledger: Ledger, trained: list[str]) -> None:
-    """A message lies in the queue, and what takes it looks and trains."""
-    by_itself.note_labels("7", 1)
-    deadline = time.monotonic() + 30
-    while not messages(by_itself):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    task = by_itself.huey.dequeue()
-    by_itself.huey.execute(task)
-    looked()
-    while task := by_itself.huey.dequeue():
-        by_itself.huey.execute(task)
-    assert trained == ["7"]
-    ledger.trained("7", 6, "2026-11-23T01:02:03Z")
-    by_itself.note_labels("7", 4)
-    assert ledger.looks(wanted=True) == []
-
-
-def test_a_look_that_took_long_is_not_repeated_at_once(
-    studio: Any, by_itself: Jobs, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where ten thousand labels of one choice must be read, a tenth of the time is spent on it."""
-    moment = time.monotonic()
-
-    def slow(_: FakeProject) -> Iterator[list[dict[str, Any]]]:
-        nonlocal moment
-        moment += SLOW_S + 1
-        FakeProject.read += 1
-        yield from ()
-
-    monkeypatch.setattr("celestial_backend.jobs.trainings.time.monotonic", lambda: moment)
-    monkeypatch.setattr(FakeProject, "annotations", slow)
-    ledger.know("7")
-    by_itself.look("7")
-    studio.label(Mars=1)
-    by_itself.look("7")
-    assert studio.read == 1
-    moment += REST * (SLOW_S + 1)
-    by_itself.look("7")
-    assert studio.read == 2
-
-
-def test_nobody_is_asked_without_an_address_and_a_token(studio: Any, ledger: Ledger) -> None:
-    """A backend that only predicts needs neither; what it lacks to learn is told where somebody asks."""
-    jobs = build(Settings.from_environ()).jobs
-    jobs.know("7")
-    look_after(jobs)
-    run_next(jobs)
-    assert (studio.read, studio.asked, missing(ledger)) == (0, [], None)
-    assert jobs.missing("7") == NOBODY_TO_ASK
-
-
-def test_what_is_missing_is_told_without_fail(settings: Settings, ledger: Ledger) -> None:
-    """The rule where nobody has looked, or the list of jobs cannot be read; it takes no time."""
-    jobs = build(settings).jobs
-    rule = "At least 2 choices need 3 labels each."
-    assert [jobs.missing(project) for project in ("7", "", "x" * 300)] == [rule] * 3
-    ledger.know("7")
-    ledger.looked("7", labels=0, missing="Two more.", brought="")
-    assert jobs.missing("7") == "Two more."
-    with sqlite3.connect(settings.model_dir / "jobs.db", isolation_level=None) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        assert jobs.missing("7") == rule
-
-
-@pytest.mark.usefixtures("studio")
-def test_a_project_that_is_new_is_looked_at_at_once(by_itself: Jobs, ledger: Ledger) -> None:
-    """It may have been labelled for long before it was connected; later /setups wake nobody."""
-    by_itself.know("7")
-    deadline = time.monotonic() + 30
-    while not messages(by_itself):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    by_itself.huey.storage.flush_queue()
-    by_itself._run_waiting()
-    by_itself.look("7")
-    assert states(ledger) == [WAITING]
-    build(by_itself._settings).jobs.know("7")
-    assert messages(by_itself) <= 1, "that of the training"
-
-
 # Lost events
 
 
@@ -522,10 +120,9 @@ def test_a_training_is_not_asked_for_again_without_new_labels(
     studio: Any, look: Look, ledger: Ledger, state: str
 ) -> None:
     """The count is of those that are newer than the newest it has read."""
-    job = ledger.request("7")
-    ledger.start("7")
+    ledger.request("7")
     ledger.read_until("7", "2026-11-23T01:02:03Z")
-    ledger.end(job.id, state, "as it was")
+    end(ledger, state)
     look()
     assert studio.asked == [("7", "2026-11-23T01:02:03Z")]
     assert states(ledger) == [state]
@@ -536,12 +133,10 @@ def test_a_training_is_not_asked_for_again_without_new_labels(
 
 def test_the_later_moment_counts(studio: Any, look: Look, ledger: Ledger) -> None:
     """That of the begin of a training, or that of the newest label that one has read."""
-    for read, begun in (("2026-11-23T01:02:03Z", "2026-11-23T01:02:03.5Z"), ("2026-11-23T03:02:03Z", "")):
+    for read, moment in (("2026-11-23T01:02:03Z", "2026-11-23T01:02:03.5Z"), ("2026-11-23T03:02:03Z", "")):
         ledger.request("7")
-        ledger.start("7")
         ledger.read_until("7", read)
-        ledger.trained("7", 6, begun)
-        ledger.end(ledger.jobs("7")[0].id, FAILED, "too few")
+        end(ledger, FAILED, 6, moment)
         look()
     assert [moment for _, moment in studio.asked] == ["2026-11-23T01:02:03.5Z", "2026-11-23T03:02:03Z"]
 
@@ -551,14 +146,12 @@ def test_a_training_that_failed_without_labels_is_not_asked_for_every_minute(
 ) -> None:
     """Label Studio was away when it began, so nobody knows what it saw; an hour later it is tried again."""
     studio.new = 9
-    job = ledger.request("7")
-    ledger.start("7")
-    ledger.end(job.id, FAILED, "away")
+    ledger.request("7")
+    end(ledger, FAILED)
     for _ in range(3):
         look()
     assert (states(ledger), studio.asked) == ([FAILED], [])
-    with sqlite3.connect(settings.model_dir / "jobs.db") as db:
-        db.execute("UPDATE jobs SET requested_at = requested_at - ?", (AGAIN_S,))
+    change(settings, "UPDATE work SET requested_at = requested_at - :seconds", seconds=AGAIN_S)
     look()
     assert states(ledger) == [WAITING, FAILED]
 
@@ -568,15 +161,12 @@ def test_a_training_that_failed_is_asked_for_again_though_the_clock_was_moved_ba
 ) -> None:
     """A failure that seems to lie ahead holds up nothing; that of the next attempt counts its hour."""
     studio.new, real = 9, time.time
-    job = ledger.request("7")
-    ledger.start("7")
-    ledger.end(job.id, FAILED, "away")
+    ledger.request("7")
+    end(ledger, FAILED)
     monkeypatch.setattr(time, "time", lambda: real() - 30 * 86400)
     look()
     assert states(ledger) == [WAITING, FAILED]
-    again = ledger.start("7")
-    assert again is not None
-    ledger.end(again.id, FAILED, "away")
+    end(ledger, FAILED)
     look()
     assert states(ledger) == [FAILED, FAILED]
 
@@ -629,10 +219,14 @@ def test_what_older_releases_wrote_down_stops_nothing(
     """Texts that are no numbers, as projects and as jobs: the others are looked at all the same."""
     ledger.know("7")
     ledger.request("8")
-    with sqlite3.connect(settings.model_dir / "jobs.db") as db:
-        db.executemany("INSERT INTO projects (project) VALUES (?)", [(project,) for project in STRANGE])
-        row = "INSERT INTO jobs VALUES (?, ?, ?, 1, 1, 1.0, NULL, NULL, '', '{}', '{}')"
-        db.executemany(row, [("a", STRANGE[0], WAITING), ("b", STRANGE[0], RUNNING), ("c", "0007", RUNNING)])
+    for project in STRANGE:
+        change(settings, "INSERT INTO projects (project) VALUES (:project)", project=project)
+    row = (
+        "INSERT INTO work (id, project, state, requests, attempts, requested_at, reason, progress, outcome)"
+        " VALUES (:id, :project, :state, 1, 1, 1.0, '', '{}', '{}')"
+    )
+    for number, (project, state) in enumerate([(STRANGE[0], WAITING), (STRANGE[0], RUNNING), ("0007", RUNNING)]):
+        change(settings, row, id=str(number), project=project, state=state)
     studio.new = 3
     look()
     assert studio.asked == [("7", None)]
@@ -660,38 +254,39 @@ def test_a_training_that_cannot_be_recovered_stops_no_other(
 ) -> None:
     """The others wait again, and labels are looked at."""
     jobs = build(replace(settings, train_every=3)).jobs
-    for project in ("6", "7"):
+    for project in ("6", "7", "9"):
         ledger.request(project)
-        ledger.start(project)
+        begun(ledger, project)
     ledger.know("8")
-    settle = jobs.endings.settle
+    give_back = jobs.ledger.give_back
 
-    def troubled(job: Job, *rest: Any, **more: Any) -> None:
+    def troubled(job: Job, **more: Any) -> bool:
         if job.project == "7":
             raise ValueError("Oh.")
-        settle(job, *rest, **more)
+        return give_back(job, **more)
 
-    monkeypatch.setattr(jobs.endings, "settle", troubled)
+    monkeypatch.setattr(jobs.ledger, "give_back", troubled)
+    die(settings)
     look_after(jobs)
-    assert (states(ledger, "6"), states(ledger, "7")) == ([WAITING], [RUNNING])
+    assert [states(ledger, project) for project in ("6", "7", "9")] == [[WAITING], [RUNNING], [WAITING]]
     assert studio.asked == [("8", None)]
 
 
 def test_a_project_that_is_gone_is_forgotten(studio: Any, settings: Settings, ledger: Ledger) -> None:
-    """With its event and its lock, until /setup names it again; one that is there stays."""
+    """With its event, until /setup names it again; one that is there stays."""
     jobs = build(replace(settings, train_every=3)).jobs
     for project in ("6", "7"):
         jobs.know(project)
         jobs.note_event(project, "PROJECT_UPDATED")
-        assert last_event(settings.model_dir, int(project)) is not None
+        assert event_at(ledger, project) is not None
     studio.troubles = {"7": ProjectGoneError("No.")}
     look_after(jobs)
     assert list(ledger.projects()) == ["6"]
-    assert not [path.name for path in (settings.model_dir / "work").iterdir() if "7" in path.name]
     jobs.note_event("7", "PROJECT_UPDATED")
-    assert last_event(settings.model_dir, 7) is None
+    assert ledger.known("7") is None
     jobs.know("7")
     assert list(ledger.projects()) == ["6", "7"]
+    assert event_at(ledger, "7") is None
 
 
 def test_a_project_that_was_forgotten_elsewhere_comes_back(
@@ -709,55 +304,49 @@ def test_a_project_that_was_forgotten_elsewhere_comes_back(
     assert list(ledger.projects()) == ["7"]
 
 
-def test_a_project_that_is_gone_is_kept_while_its_training_runs(
-    studio: Any, look: Look, settings: Settings, ledger: Ledger
-) -> None:
-    """Its lock is another worker's, who finds out by himself."""
-    ledger.know("7")
+def test_a_project_that_is_gone_is_kept_while_its_training_runs(studio: Any, look: Look, ledger: Ledger) -> None:
+    """Its worker finds out by himself."""
+    ledger.request("7")
     studio.new = ProjectGoneError("No.")
-    with lock(settings.model_dir / "work" / "project-7.lock"):
-        look()
+    look()
+    job = begun(ledger)
+    look()
     assert list(ledger.projects()) == ["7"]
+    ledger.end(job, Ending(KEPT, "worse"))
     look()
     assert list(ledger.projects()) == []
 
 
-def test_a_thousand_foreign_events_leave_nothing(settings: Settings) -> None:
-    """An event is noted for a project that /setup, a job or a model of its own has made known, and for no other."""
-    services = build(settings)
-    jobs = services.jobs
-    for number in range(1, 1001):
+def test_foreign_events_leave_nothing(settings: Settings, ledger: Ledger) -> None:
+    """An event is noted for a project that /setup or a job has made known, and for no other."""
+    jobs = build(settings).jobs
+    for number in range(1, 101):
         jobs.note_event(str(number), "ANNOTATION_CREATED")
-    assert not (settings.model_dir / "work").exists()
+    assert ledger.projects() == {}
     jobs.know("1001")
-    services.jobs.ledger.request("1002")
-    services.store.pointers.write("1003", Pointer("a:1"))
-    for number in range(1000, 1005):
-        jobs.note_event(str(number), "START_TRAINING")
-    assert not (settings.model_dir / "work").exists(), "which comes past the webhook"
-    for number in range(1000, 1005):
-        jobs.note_event(str(number), "ANNOTATION_CREATED")
-    files = sorted(path.name for path in (settings.model_dir / "work").iterdir())
-    assert files == ["webhook-1001", "webhook-1002", "webhook-1003"]
-    assert last_event(settings.model_dir, 1001) is not None
+    ledger.request("1002")
+    for action, noted in (("START_TRAINING", False), ("ANNOTATION_CREATED", True)):
+        for number in range(1000, 1004):
+            jobs.note_event(str(number), action)
+        assert [event_at(ledger, project) is not None for project in ("1001", "1002")] == [noted] * 2, action
+    assert list(ledger.projects()) == ["1001", "1002"]
 
 
 def test_an_event_is_never_held_up_by_the_note_of_it(settings: Settings, ledger: Ledger) -> None:
-    """A list that is locked, a pointer that is damaged, a folder that is a file."""
+    """By a database into which another process writes, or that cannot be read; later it is noted."""
     jobs = build(settings).jobs
-    ledger.know("7")
-    (settings.model_dir / "live").mkdir()
-    (settings.model_dir / "live" / "8.json").write_text("{")
-    (settings.model_dir / "work").write_text("in the way")
-    with sqlite3.connect(settings.model_dir / "jobs.db", isolation_level=None) as other:
-        other.execute("BEGIN EXCLUSIVE")
+    jobs.know("7")
+    with Database(settings).writing("7"):
         started = time.monotonic()
-        for project in ("6", "8"):
-            jobs.know(project)
-            jobs.note_event(project, "ANNOTATION_CREATED")
-        assert time.monotonic() - started < 4  # SQLite by itself waits five
+        jobs.know("6")
+        jobs.note_event("7", "ANNOTATION_CREATED")
+        assert time.monotonic() - started < 4
+    away = build(replace(settings, database_url="postgresql+psycopg://127.0.0.1:1/celestial")).jobs
+    away.know("6")
+    away.note_event("7", "ANNOTATION_CREATED")
+    assert (list(ledger.projects()), event_at(ledger, "7")) == (["7"], None)
     jobs.note_event("7", "ANNOTATION_CREATED")
-    assert list(ledger.projects()) == ["7"]
+    assert event_at(ledger, "7") is not None
 
 
 def test_too_many_known_projects_are_said_once(
@@ -770,10 +359,6 @@ def test_too_many_known_projects_are_said_once(
         jobs.know(str(number))
     assert list(ledger.projects()) == ["1", "2", "3"]
     assert caplog.text.count("projects are remembered") == 1
-
-
-def messages(jobs: Jobs) -> int:
-    return int(jobs.huey.storage.queue_size())
 
 
 def test_so_many_projects_may_wait(settings: Settings, ledger: Ledger) -> None:
@@ -798,9 +383,7 @@ def test_lost_events_are_not_looked_for_while_too_many_wait(studio: Any, look: L
     studio.new = 3
     look()
     assert studio.asked == []
-    job = ledger.start("7")
-    assert job is not None
-    ledger.end(job.id, FAILED, "too few")
+    end(ledger, FAILED)
     look()
     assert states(ledger, "1000") == [WAITING]
 
@@ -819,9 +402,7 @@ def test_the_queue_does_not_grow(settings: Settings, ledger: Ledger, look: Look)
     look()
     assert messages(jobs) == MESSAGES
     for _ in range(20):  # as the command line trains, without a worker
-        job = ledger.start("7")
-        assert job is not None
-        ledger.end(job.id, KEPT, "as it was")
+        end(ledger)
         jobs.request("7")
     assert messages(jobs) == MESSAGES
 
@@ -833,23 +414,10 @@ def test_messages_that_were_lost_are_made_up_for(settings: Settings, look: Look)
     jobs.huey.storage.flush_queue()
     for message in (b"", b"\xff", b'{"train"}'):
         jobs.huey.storage.enqueue(message)
-    jobs.pages.offer("name", {})
+    jobs.pages.wake(1)
     look()
     look()
     assert messages(jobs) == 5
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The projects that were trained, by trainings that end at once."""
-    projects: list[str] = []
-
-    def train(self: Jobs, job: Job, _held: object) -> None:
-        projects.append(job.project)
-        self.ledger.end(job.id, KEPT, "as it was")
-
-    monkeypatch.setattr(Jobs, "_train", train)
-    return projects
 
 
 def test_who_has_waited_longest_has_his_turn(settings: Settings, trained: list[str]) -> None:
@@ -867,19 +435,20 @@ def test_who_has_waited_longest_has_his_turn(settings: Settings, trained: list[s
 
 
 def test_a_project_that_is_trained_elsewhere_is_passed_over(
-    settings: Settings, trained: list[str], caplog: pytest.LogCaptureFixture
+    settings: Settings, trained: list[str], ledger: Ledger
 ) -> None:
-    """And one that cannot be run at all; its turn is kept."""
+    """Its turn is kept."""
     jobs = build(settings).jobs
-    for project in ("3", "4", "5"):
+    jobs.request("3")
+    elsewhere = begun(ledger, "3")
+    for project in ("3", "4"):
         jobs.request(project)
-    (settings.model_dir / "work" / "project-4.lock").mkdir(parents=True)
-    with lock(settings.model_dir / "work" / "project-3.lock"):
-        run_next(jobs)
-    assert trained == ["5"]
-    assert "The training of project 4 cannot be run: The state folder cannot be written" in caplog.text
     run_next(jobs)
-    assert trained == ["5", "3"]
+    run_next(jobs)
+    assert trained == ["4"]
+    ledger.end(elsewhere, Ending(KEPT, "as it was"))
+    run_next(jobs)
+    assert trained == ["4", "3"]
 
 
 def test_the_queue_is_made_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -950,36 +519,15 @@ def test_what_a_look_finds_is_dropped_where_a_training_was_asked_for_meanwhile(
     assert states(ledger) == [KEPT]
 
 
-def test_any_number_may_ask_at_once_whether_a_worker_lives(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks is no worker to those who ask meanwhile, and leaves all files as they are."""
-    file = settings.state.worker_lock
-    assert not worker_lives(settings.model_dir)
-    assert not file.parent.exists()
-    file.parent.mkdir()
-    file.write_bytes(b"of a worker that has ended")
-    flock, told = fcntl.flock, [True]
-
-    def again(*arguments: Any) -> None:
-        flock(*arguments)
-        if told == [True]:
-            told[:] = [False]
-            told[:] = [worker_lives(settings.model_dir)]
-
-    monkeypatch.setattr("celestial_backend.jobs.processes.fcntl.flock", again)
-    assert (worker_lives(settings.model_dir), told) == (False, [False])
-    assert file.read_bytes() == b"of a worker that has ended"
-
-
-def test_a_locked_list_refuses_within_a_second(settings: Settings, ledger: Ledger) -> None:
+def test_a_database_that_others_write_into_refuses_within_a_second(settings: Settings, ledger: Ledger) -> None:
     """503 with a sentence: nothing was accepted, and nobody believes that it was."""
     client = create_app(build(settings)).test_client()
-    ledger.request("3")
-    with sqlite3.connect(settings.model_dir / "jobs.db", isolation_level=None) as other:
-        other.execute("BEGIN EXCLUSIVE")
+    created(client, 3)
+    with Database(settings).writing("7"):
         answer, seconds = press(client)
     assert answer.status_code == 503
-    assert seconds < 4  # SQLite by itself waits five
-    assert "The list of jobs in the state folder cannot be written (database is locked)." in answer.status
+    assert seconds < 4  # Label Studio gives a webhook one second
+    assert "The database in the state folder cannot be written (database is locked)." in answer.status
     assert states(ledger) == []
 
 
@@ -1002,4 +550,4 @@ def test_jobs_of_this_process_open_nothing_before_they_are_asked(settings: Setti
     jobs: Jobs = build(settings).jobs
     assert list(settings.model_dir.iterdir()) == []
     jobs.request("3")
-    assert (settings.model_dir / "jobs.db").is_file()
+    assert settings.state.database.is_file()
