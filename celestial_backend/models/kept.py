@@ -22,7 +22,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from io import SEEK_END, BufferedRandom, BufferedReader
+from io import SEEK_END, BufferedIOBase, BytesIO
 from itertools import count
 from lzma import LZMAError
 from pathlib import Path
@@ -44,7 +44,6 @@ OF_PROJECT = "SELECT tag FROM models WHERE project = :project"
 BODY = "SELECT body FROM bodies WHERE tag = :tag AND part = :part"
 TAG = re.compile(r"[A-Za-z0-9][\w.-]*:[A-Za-z0-9][\w.-]*", re.ASCII)
 NO_ARCHIVE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, EOFError, ValueError)
-File = BufferedReader | BufferedRandom
 
 
 class SharedRegistry(Registry):
@@ -169,9 +168,9 @@ def keep(registry: Registry, tag: str, transaction: Transaction) -> None:
         ModelError: It cannot be read.
     """
     described = replace(registry.describe(tag), tag=tag)
-    with disk("read"), tempfile.TemporaryFile() as file:
-        _pack(registry.place(tag), file)
-        write(described, file, transaction)
+    with disk("read"):
+        packed = _pack(registry.place(tag))
+    write(described, packed, transaction)
     if described.base is not None and _ours(described.base) and registry.here(described.base):
         keep(registry, described.base, transaction)
 
@@ -216,7 +215,7 @@ def belongs_to_all_machines(registry: Registry, tag: str) -> bool:
     return registry.here(tag) and (project_of(tag) is not None or headed.is_headed(registry.place(tag)))
 
 
-def write(described: Described, file: File, transaction: Transaction) -> None:
+def write(described: Described, file: BufferedIOBase, transaction: Transaction) -> None:
     """Put a model's archive into the database, in the place of one that is there under its tag."""
     tag, digest, size = described.tag, digest_of(file), file.seek(0, SEEK_END)
     there = transaction.row("SELECT digest FROM models WHERE tag = :tag", tag=tag)
@@ -241,13 +240,13 @@ def remove(tag: str, transaction: Transaction) -> None:
     transaction.run("DELETE FROM models WHERE tag = :tag", tag=tag)
 
 
-def digest_of(file: File) -> str:
+def digest_of(file: BufferedIOBase) -> str:
     """Changes with what is in a file."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def unpack(file: File, folder: Path) -> bool:
+def unpack(file: BufferedIOBase, folder: Path) -> bool:
     """Write an archive's files into an empty folder; False if it is none, or holds anything but files for there."""
     file.seek(0)
     try:
@@ -267,22 +266,28 @@ def unpack(file: File, folder: Path) -> bool:
     return True
 
 
-def _pack(folder: Path, file: File) -> None:
-    """Write a folder's files as an archive; always the same for the same files."""
-    with tarfile.open(fileobj=file, mode="w") as tar:
+def _pack(folder: Path) -> BytesIO:
+    """A folder's files as an archive; always the same for the same files."""
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink():
+                data = path.read_bytes()
                 member = tarfile.TarInfo(path.relative_to(folder).as_posix())
-                member.size = path.stat().st_size
-                with path.open("rb") as data:
-                    tar.addfile(member, data)
+                member.size = len(data)
+                tar.addfile(member, BytesIO(data))
+    return packed
 
 
 def _contents(folder: Path) -> dict[str, object]:
     """What is the same for two copies of a model; BentoML writes its description anew when it imports one."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     del files["model.yaml"]
-    return {"": _described(folder)} | {name: hashlib.sha256(path.read_bytes()).digest() for name, path in files.items()}
+    found: dict[str, object] = {"": _described(folder)}
+    for name, path in files.items():
+        with path.open("rb") as file:
+            found[name] = digest_of(file)
+    return found
 
 
 def _described(folder: Path) -> Described | None:
