@@ -242,17 +242,17 @@ class Database:
             return _Opened(os.getpid(), reading, create_engine(self._url, pool_pre_ping=True, **shared))
         url = self._url
         pool: dict[str, Any] = {"pool_size": CONNECTIONS, "max_overflow": -1}
-        if self._look_only or self._is_fixed():
+        if looks := self._look_only or self._is_fixed():
             if self._is_empty():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            in_use = self._file.with_name(f"{self._file.name}-wal").exists()  # else even a reader puts files beside it
-            how = "mode=ro" if in_use else "mode=ro&immutable=1"
-            url = make_url(f"sqlite:///file:{quote(str(self._file))}?{how}&uri=true")
+            url = make_url(f"sqlite:///file:{quote(str(self._file))}?mode=ro&uri=true")
             pool = {"poolclass": NullPool}  # one that stays open would keep others of this process from writing
         else:
             self._file.parent.mkdir(parents=True, exist_ok=True)
         reading = create_engine(url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None,
                                 connect_args={"timeout": WRITE_S}, **pool)  # fmt: skip
+        if looks:
+            event.listen(reading, "do_connect", partial(_leave_alone, self._file))
         writing = create_engine(url, connect_args={"timeout": 0}, **pool)
         event.listen(writing, "connect", _prepare)
         event.listen(writing, "begin", _begin)
@@ -381,6 +381,12 @@ def _prepare(connection: Any, _: object) -> None:
     wal = partial(connection.execute, "PRAGMA journal_mode = WAL")
     _in_turn(wal, time.monotonic() + TABLES_S, connection.OperationalError)
     connection.execute("PRAGMA synchronous = FULL")
+
+
+def _leave_alone(file: Path, _dialect: object, _record: object, words: list[str], _options: object) -> None:
+    """Put nothing beside a file that nobody has open, as even a reader of SQLite does, unless it takes it as it is."""
+    if not file.with_name(f"{file.name}-wal").exists():
+        words[0] += "&immutable=1"
 
 
 def _begin(connection: Connection) -> None:

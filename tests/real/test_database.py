@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -179,6 +180,16 @@ def test_who_only_looks_puts_no_file_beside_it(tmp_path: Path) -> None:
 
 
 # Trouble
+
+
+def test_who_only_looks_sees_what_is_written_later(settings: Settings) -> None:
+    """Also where nobody had the file open at the first look, and it was taken as it was."""
+    add(Database(settings), "3")
+    gc.collect()  # closes it
+    looking = Database(settings, look_only=True)
+    assert projects(looking) == ["3"]
+    add(Database(settings), "4")
+    assert projects(looking) == ["3", "4"]
 
 
 def blocked(folder: Path) -> Settings:

@@ -89,7 +89,7 @@ def used(server: BackendServer, folder: Path) -> None:
     label = {"action": "ANNOTATION_CREATED", "project": project, "annotation": {"id": 1}, "task": {"id": 1}}
     assert server.post("/webhook", label).status_code == 201
     assert server.post("/webhook", {"action": "START_TRAINING", "project": project}).status_code == 201
-    for name in ("jobs.db", "queue.db", "work/webhook-7", "work/worker.lock"):
+    for name in ("celestial.db", "queue.db"):
         assert (folder / name).exists(), name
 
 
@@ -124,7 +124,7 @@ def test_all_that_gunicorn_writes_is_its_users_alone(tmp_path: Path) -> None:
         server.wait_for_log("Features of pictures", seconds=60)  # the last line of warming up
         event = {"action": "START_TRAINING", "project": {"id": 7, "label_config": label_config()}}
         assert requests.post(f"http://127.0.0.1:{port}/webhook", json=event, timeout=30).status_code == 201
-        assert (state / "jobs.db").exists()
+        assert (state / "celestial.db").exists()
         assert open_to_others(state) == []
     finally:
         server.stop()
@@ -137,7 +137,7 @@ def test_all_that_a_command_writes_is_its_users_alone(backends: Backends) -> Non
     command = [sys.executable, "-m", "celestial_backend", "jobs"]
     environ = plain_environ(BIN) | {"MODEL_DIR": str(folder), "BENTOML_HOME": str(backends.folder / "bentoml")}
     subprocess.run(command, cwd=REPOSITORY, env=environ, check=True, timeout=60)
-    assert (folder / "jobs.db").exists()
+    assert (folder / "celestial.db").exists()
     assert open_to_others(folder) == []
     missing = backends.folder / "missing"
     help_page = [*command, "--help"]

@@ -19,13 +19,13 @@ from tests.unit.pictures.test_decode import saved
 
 USER, PASSWORD = "user-s3cr3t-1", "pass-s3cr3t-2"
 KEY = "token-s3cr3t-3"
-REDIS_PASSWORD = "redis-s3cr3t-4"
+DATABASE_PASSWORD = "database-s3cr3t-4"
 PIXELS = base64.b64encode(saved(Image.new("RGB", (32, 32), (90, 200, 30)), "PNG")).decode()
 SECRETS = {
     "password": PASSWORD,
     "password as sent": base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()[8:],
     "Label Studio's token": KEY,
-    "Redis' password": REDIS_PASSWORD,
+    "database's password": DATABASE_PASSWORD,
     "wrong password": "wrong-s3cr3t-5",
     "wrong password as sent": base64.b64encode(b"x:wrong-s3cr3t-5").decode()[8:-4],
     "cookie": "cookie-s3cr3t-6",
@@ -135,7 +135,7 @@ def ask_everything(server: BackendServer, studio: PictureHost, port: int) -> lis
 
 
 def test_no_secret_leaves_the_server(backends: Backends, studio: PictureHost, tmp_path: Path) -> None:
-    """Settings, bodies, headers, addresses and pictures, with Label Studio, Redis, store and code failing as well."""
+    """Settings, bodies, headers, addresses and pictures, with Label Studio, database, store and code failing as well."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(UNFORESEEN.format(repository=str(REPOSITORY)))
     common = {
@@ -144,8 +144,10 @@ def test_no_secret_leaves_the_server(backends: Backends, studio: PictureHost, tm
         "PYTHONPATH": tmp_path / "broken",
     }  # fmt: skip
     (tmp_path / "no-store").write_text("a file where a folder should be")
-    redis = f"redis://:{REDIS_PASSWORD}@127.0.0.1:{free_port()}/0"
-    failing = {"REDIS_URL": redis, "BENTOML_HOME": tmp_path / "no-store" / "bentoml", "CELESTIAL_TRAIN_EVERY": "1"}
+    failing = {
+        "CELESTIAL_DATABASE_URL": f"postgresql://me:{DATABASE_PASSWORD}@127.0.0.1:{free_port()}/it",
+        "BENTOML_HOME": tmp_path / "no-store" / "bentoml", "CELESTIAL_TRAIN_EVERY": "1",
+    }  # fmt: skip
     answers: list[str] = []
     for more in ({}, failing):
         server = backends(**common, **more)

@@ -128,7 +128,7 @@ def test_no_pickle_that_a_request_names_is_loaded(services: Services, tmp_path: 
 
 
 def test_no_pickle_is_taken_from_the_queue(tmp_path: Path) -> None:
-    """Who can write to the queue's Redis or file gets a message refused, and runs nothing."""
+    """Who can write to the queue gets a message refused, and runs nothing."""
     queue = make_queue(Settings(model_dir=tmp_path))
     queue.task(name="train")(lambda: None)
     queue.storage.enqueue(pickle.dumps(Trap(tmp_path / "loaded")))

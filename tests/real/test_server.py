@@ -267,7 +267,7 @@ def test_every_argument_of_the_sdks_template_has_its_effect(tmp_path: Path) -> N
         server.wait_for_log("Loaded", seconds=60)
         event = {"action": "START_TRAINING", "project": {"id": 7, "label_config": label_config()}}
         assert requests.post(f"{url}/webhook", json=event, auth=("u", "p"), timeout=30).status_code == 201
-        assert (tmp_path / "elsewhere" / "jobs.db").exists()
+        assert (tmp_path / "elsewhere" / "celestial.db").exists()
         listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == "LISTEN"]
         assert set(listening) == {"127.0.0.1"}
     finally:

@@ -56,7 +56,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         "CELESTIAL_PREDICT_MAX_S": ("30", 30.0),
         "CELESTIAL_REQUEST_MAX_MB": ("5", 5.0),
         "CELESTIAL_BATCH_SIZE": ("16", 16),
-        "REDIS_URL": ("redis://:secret@redis:6379/2", "redis://:secret@redis:6379/2"),
+        "CELESTIAL_DATABASE_URL": ("postgresql://me:secret@there/it", "postgresql+psycopg://me:secret@there/it"),
         "CELESTIAL_TRAIN_EVERY": ("50", 50),
         "CELESTIAL_TRAIN_MAX_S": ("600", 600.0),
         "CELESTIAL_ACCEPTED_WEIGHT": ("0.5", 0.5),
@@ -133,11 +133,17 @@ def test_half_of_a_credential_is_refused() -> None:
             Settings.from_environ({name: "x"})
 
 
-def test_an_address_of_redis_is_refused_without_its_password() -> None:
+def test_an_address_of_a_database_is_refused_without_its_password() -> None:
     """The rule is told, the value is not."""
-    with pytest.raises(SettingsError, match="REDIS_URL must be an address that starts with redis://") as refused:
-        Settings.from_environ({"REDIS_URL": "http://:s3cret@redis"})
+    with pytest.raises(SettingsError, match="CELESTIAL_DATABASE_URL must be an address that starts with") as refused:
+        Settings.from_environ({"CELESTIAL_DATABASE_URL": "http://:s3cret@there"})
     assert "s3cret" not in str(refused.value)
+
+
+def test_the_address_of_a_database_is_not_shown() -> None:
+    """It holds a password, and settings may be printed."""
+    assert "s3cret" not in repr(Settings.from_environ({"CELESTIAL_DATABASE_URL": "postgresql://me:s3cret@there/it"}))
+
 
 
 def test_secrets_are_not_shown() -> None:
