@@ -97,7 +97,7 @@ class Place:
 
     def left_over(self) -> list[str]:
         """Folders of trainings that are still there."""
-        return [path.name for path in (self.settings.model_dir / "work").iterdir() if path.is_dir()]
+        return [path.name for path in (self.settings.model_dir / "work").glob("*") if path.is_dir()]
 
     def log_text(self) -> str:
         return "".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
