@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from celestial_backend.errors import ModelLoadError, NotEnoughDataError, StudioError, TrainingError
+from celestial_backend.jobs import trainings
 from celestial_backend.jobs.ledger import KEPT, PUBLISHED, Job
 from celestial_backend.learning import dataset as dataset_module
 from celestial_backend.learning import project as learning
 from celestial_backend.learning.project import Learner, Outcome, Request
 from celestial_backend.models import headed, store
+from celestial_backend.models import kept as kept_models
 from celestial_backend.models.manifest import Manifest
 from celestial_backend.models.store import DEFAULT_MODEL
 from celestial_backend.pictures.hooks import Postprocess, Preprocess
@@ -28,7 +30,7 @@ from celestial_backend.planets import network
 from celestial_backend.planets.renderer import render
 from celestial_backend.services import Services, build
 from celestial_backend.settings import MODEL_NAME, Settings, project_tag
-from celestial_backend.worker.training import ProgressOfJob
+from celestial_backend.worker.training import ProgressOfJob, end
 from tests.support.backend_server import BODIES, label_config
 from tests.support.new_bodies import render_new
 from tests.support.shapes import KINDS, data_uri, drawn
@@ -114,14 +116,15 @@ def services(tmp_path: Path, known_features: Path) -> Iterator[Services]:
 @pytest.fixture
 def project(monkeypatch: pytest.MonkeyPatch) -> FakeProject:
     fake = FakeProject()
-    monkeypatch.setattr(learning, "StudioProject", fake)
+    for module in (learning, trainings):
+        monkeypatch.setattr(module, "StudioProject", fake)
     monkeypatch.setattr(dataset_module, "RETRY_PAUSE_S", 0)
     return fake
 
 
 def begun(services: Services) -> Job:
     services.jobs.ledger.request("7")
-    job = services.jobs.ledger.start("7")
+    job = services.jobs.ledger.start("somebody")
     assert job is not None
     return job
 
@@ -129,20 +132,32 @@ def begun(services: Services) -> Job:
 def learned(services: Services, job: Job, folder: Path) -> Outcome:
     (folder / job.id).mkdir()
     learner = Learner(services.settings, services.store, services.studio, services.images)
-    ledger, request = services.jobs.ledger, Request(job.project, job.id, folder / job.id)
-    return learner.learn(request, ProgressOfJob(ledger, job.id), partial(ledger.read_until, job.project))
+    ledger, request = services.jobs.ledger, Request(job.project, job.id, job.attempts, folder / job.id)
+    return learner.learn(request, ProgressOfJob(ledger, job), partial(ledger.read_until, job.project))
 
 
-def run(services: Services, folder: Path) -> Outcome:
+def run(services: Services, folder: Path) -> Job:
+    """Train, publish what is better, and tell Label Studio, as the process of a training does; the job afterwards."""
     job = begun(services)
-    outcome = learned(services, job, folder)
-    services.jobs.ledger.end(job.id, outcome.state, outcome.reason, outcome.manifest)
-    return outcome
+    ended = end(services, services.jobs.ledger, job, learned(services, job, folder))
+    assert ended is not None
+    if ended.state == PUBLISHED:
+        services.jobs.tell(job, ended.manifest.tag or "")
+    found = services.jobs.ledger.job(job.id)
+    assert found is not None
+    return found
 
 
-def facts(outcome: Outcome) -> dict[str, Any]:
+def facts(job: Job) -> dict[str, Any]:
     """What is told of the new model, as the job shows it."""
-    return outcome.manifest.plain()
+    return job.manifest.plain()
+
+
+def forget(services: Services, tag: str) -> None:
+    """Let nobody remember that a model was made."""
+    with services.database.writing("7") as work:
+        kept_models.remove(tag, work)
+    services.store.registry.remove(tag)
 
 
 def published(services: Services, folder: Path) -> str:
@@ -213,7 +228,7 @@ def test_the_same_labels_give_the_same_model(services: Services, project: FakePr
             arrays.append({name: file[name].tobytes() for name in file})
         digests.append(facts(outcome)["digest"])
         services.store.publish("7", parent)
-        services.store.registry.remove(tag)  # nobody remembers that it was made before
+        forget(services, tag)
         project.labelled, project.others = project.labelled[::-1], project.others[::-1]
     assert arrays[0] == arrays[1]
     assert digests[0] == digests[1]
@@ -259,7 +274,7 @@ def test_a_choice_without_labels_is_kept_by_other_pictures(
     assert share_right(services) > 0.9
 
     services.store.publish("7", first)
-    services.store.registry.remove(facts(kept)["tag"])
+    forget(services, facts(kept)["tag"])
     project.others = []
     lost = run(services, tmp_path)
     assert lost.state == PUBLISHED, lost.reason
@@ -526,17 +541,16 @@ def test_where_it_is_can_be_seen(
     stages: list[str] = []
     write = services.jobs.ledger.progress
 
-    def seen(job_id: str, **where: Any) -> None:
+    def seen(job: Job, **where: Any) -> None:
         stages.append(where["stage"])
         assert where["seconds"] >= 0
-        write(job_id, **where)
+        write(job, **where)
 
     monkeypatch.setattr(services.jobs.ledger, "progress", seen)
     project.labelled = some(12)
     published(services, tmp_path)
     assert list(dict.fromkeys(stages)) == [
         "reading labels", "reading pictures", "looking at pictures without a label", "learning", "saving",
-        "publishing", "telling Label Studio",
     ]  # fmt: skip
 
 
@@ -584,11 +598,12 @@ def test_what_an_attempt_left_that_was_killed_is_replaced(
     """Half a model under the job's own tag."""
     project.labelled = some(12)
     job = begun(services)
-    left = services.store.registry.path(project_tag("7", job.id))
+    left = services.store.registry.path(project_tag("7", job.id, job.attempts))
     left.mkdir(parents=True)
     (left / "heads.json").write_text("{")
     outcome = learned(services, job, tmp_path)
-    assert outcome.state == PUBLISHED, outcome.reason
+    assert outcome.better, outcome.reason
+    end(services, services.jobs.ledger, job, outcome)
     assert share_right(services) > 0.8
 
 
