@@ -186,6 +186,8 @@ class Learner:
         for model in self._store.registry.models():
             if project_of(model.tag) != project or live not in (model.tag, model.parent):
                 continue
+            if model.tag != live and not self._store.registry.keeps(model.tag):
+                continue  # the training that made it was ended before it said so
             told = model.manifest
             if (told.digest, told.accepted_weight, told.embedder) == (
                 data.digest, self._settings.accepted_weight, open_embedder(self._settings).name

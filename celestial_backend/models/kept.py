@@ -78,6 +78,10 @@ class SharedRegistry(Registry):
         """Whether a model is there; it comes from the database if need be. Raises as `path`."""
         return self.here(tag) or self._bring(tag)
 
+    def keeps(self, tag: str) -> bool:
+        """Whether the database keeps a model, as it does those of all trainings that have ended. Raises as `models`."""
+        return self._database.row("SELECT 1 FROM models WHERE tag = :tag", tag=tag) is not None
+
     def models(self, name: str = MODEL_NAME) -> list[Described]:
         """
         The models of a name that can be read, also those that are on other machines, the oldest first.
