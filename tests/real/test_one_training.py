@@ -657,3 +657,20 @@ def test_a_live_model_whose_description_was_edited_is_learned_from_no_less(
     outcome = run(services, tmp_path)
     assert facts(outcome)["parent"] == tag
     assert facts(outcome)["scores"]["choice"]["fresh"]["pictures"] == 36
+
+
+def test_a_training_that_is_anothers_by_now_publishes_nothing(
+    services: Services, project: FakeProject, tmp_path: Path
+) -> None:
+    """Its worker was taken for dead; who begins the job again learns the same labels, and publishes."""
+    parent = services.store.live_tag("7")
+    project.labelled = some(12)
+    job = begun(services)
+    late = learned(services, job, tmp_path)
+    services.jobs.ledger.give_back(job)
+    assert end(services, services.jobs.ledger, job, late) is None
+    assert services.store.live_tag("7") == parent
+    (tmp_path / job.id).rename(tmp_path / "late")
+    again = run(services, tmp_path)
+    assert (again.id, again.state) == (job.id, PUBLISHED), again.reason
+    assert services.store.live_tag("7") == facts(again)["tag"] != late.manifest.tag
