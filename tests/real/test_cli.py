@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from celestial_backend.commands.cli import main
-from celestial_backend.jobs.ledger import FAILED, KEPT, MERGED, PUBLISHED, Ledger
+from celestial_backend.database import Database
+from celestial_backend.jobs.ledger import FAILED, KEPT, MERGED, PUBLISHED, Ending, Ledger
 from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.planets.renderer import render
 from celestial_backend.settings import Settings
@@ -92,14 +93,15 @@ def test_jobs_says_that_there_are_none() -> None:
 
 def test_jobs_tells_where_each_training_is() -> None:
     """The stage, and within it pictures, one line for each job."""
-    ledger = Ledger(Path(os.environ["MODEL_DIR"]))
+    ledger = Ledger(Database(Settings.from_environ()))
     where = {"3": {"stage": "reading pictures", "pictures": 50, "of": None},
              "4": {"stage": "reading pictures", "pictures": 60, "of": 60},
              "5": {"stage": "learning"}}  # fmt: skip
     for project, progress in where.items():
-        job = ledger.request(project)
-        ledger.start(project)
-        ledger.progress(job.id, **progress)
+        ledger.request(project)
+        job = ledger.start("a worker", project)
+        assert job is not None
+        ledger.progress(job, **progress)
     lines = [line.split("\t") for line in run("jobs").stdout.splitlines()]
     assert [(line[1], line[2], line[5]) for line in lines[1:]] == [
         ("5", "running", "learning"),
@@ -113,16 +115,16 @@ def test_train_follows_the_training_that_it_was_merged_into(
     monkeypatch: pytest.MonkeyPatch, state: str, code: int
 ) -> None:
     """To its end, which is what is said and what the command exits by."""
-    ledger = Ledger(Path(os.environ["MODEL_DIR"]))
+    ledger = Ledger(Database(Settings.from_environ()))
     rounds = iter(range(9))
 
     def run(_: Jobs, project: str) -> bool:
-        begun = ledger.start(project)
+        begun = ledger.start("a worker", project)
         if begun and next(rounds) == 0:  # its worker dies when somebody has asked again
             ledger.request(project)
-            ledger.give_back(begun.id)
+            ledger.give_back(begun)
         elif begun:
-            ledger.end(begun.id, state, "As it was.")
+            ledger.end(begun, Ending(state, "As it was."))
         return True
 
     monkeypatch.setattr(Jobs, "run", run)
