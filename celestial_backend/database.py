@@ -56,8 +56,10 @@ TABLES = (
         seq {serial}, project TEXT NOT NULL UNIQUE, labels INTEGER NOT NULL DEFAULT 0, read_until TEXT,
         trained_labels INTEGER, trained_at TEXT, pressed INTEGER NOT NULL DEFAULT 0, look INTEGER NOT NULL DEFAULT 1,
         looked_at DOUBLE PRECISION NOT NULL DEFAULT 0, missing TEXT, brought TEXT NOT NULL DEFAULT '',
-        looking DOUBLE PRECISION NOT NULL DEFAULT 0, event_at DOUBLE PRECISION)""",
-    "CREATE TABLE IF NOT EXISTS live (project TEXT PRIMARY KEY, tag TEXT NOT NULL, job TEXT NOT NULL)",
+        looking DOUBLE PRECISION NOT NULL DEFAULT 0, event_at DOUBLE PRECISION,
+        made TEXT NOT NULL DEFAULT '', doubted INTEGER NOT NULL DEFAULT 0)""",
+    """CREATE TABLE IF NOT EXISTS live (
+        project TEXT PRIMARY KEY, tag TEXT NOT NULL, job TEXT NOT NULL, made TEXT NOT NULL DEFAULT '')""",
     """CREATE TABLE IF NOT EXISTS models (
         tag TEXT PRIMARY KEY, project TEXT NOT NULL, made TEXT NOT NULL, size INTEGER NOT NULL, digest TEXT NOT NULL,
         metadata TEXT NOT NULL)""",

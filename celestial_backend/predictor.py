@@ -24,7 +24,7 @@ from celestial_backend.metrics import MODEL, PREPARE, Metrics
 from celestial_backend.models.classifier import Model
 from celestial_backend.models.store import ModelStore
 from celestial_backend.pictures.reader import ImageReader
-from celestial_backend.settings import NEEDS_LABELS, Settings
+from celestial_backend.settings import NEEDS_LABELS, Settings, project_parts
 
 _Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 logger = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ class Predictor:
         missing = "" if choices.controls else self._missing(project)
         if not choices.controls and self._is_new(project, label_config, missing):
             missing = missing or "It has labels enough; `python -m celestial_backend jobs` tells where its training is."
-            logger.warning("Nothing can be predicted in project %s yet. %s", project or "without a number", missing)
+            number = project_parts(project)[0] or "without a number"
+            logger.warning("Nothing can be predicted in project %s yet. %s", number, missing)
 
     def _is_new(self, *what: str) -> bool:
         """Whether something is to be told for the first time."""
@@ -149,7 +150,8 @@ class Predictor:
         tag = self._store.live_tag(project)
         served = self._served(tag, label_config)
         if served is None:
-            logger.info("Predicted none of %d tasks of project %s: %s knows no choice of it", len(tasks), project, tag)
+            logger.info("Predicted none of %d tasks of project %s: %s knows no choice of it", len(tasks),
+                        project_parts(project)[0], tag)  # fmt: skip
             return [[] for _ in tasks]
         model, choices = served
         far = self._single if len(tasks) == 1 else self._far

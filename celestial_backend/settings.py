@@ -337,6 +337,17 @@ def is_project(text: object) -> bool:
     return isinstance(text, str) and NUMBER.fullmatch(text) is not None and int(text) <= PROJECT_MAX
 
 
+def project_parts(text: str) -> tuple[str, str]:
+    """
+    The number of a project and when it was made, of what Label Studio sends as ``"7.1795374408"``.
+
+    Numbers begin anew in another Label Studio, and in one that was set up again; the seconds tell them apart. Either
+    part is "" where it is not sent, or is no number. An @ is as good as the point, at which the SDK cuts.
+    """
+    number, _, made = text[:40].replace("@", ".").partition(".")
+    return (number, made if is_project(made) else "") if is_project(number) else ("", "")
+
+
 def no_project(text: str) -> str:
     """The sentence for a text that is no number of a project."""
     return (

@@ -137,6 +137,8 @@ class Known:
         missing: What labels it lacks before anything can be learned, as a sentence; "" if none, None before a look.
         brought: Why its model is not replaced unasked, as a sentence; "" if it is.
         event_at: When the last event of its webhook came, in seconds since 1970; None if none has.
+        made: When it was made, as `settings.project_parts` gives it; "" if Label Studio has not said so.
+        doubted: A request told of a project of the same number that was made at another time.
     """
 
     project: str
@@ -149,6 +151,8 @@ class Known:
     missing: str | None = None
     brought: str = ""
     event_at: float | None = None
+    made: str = ""
+    doubted: bool = False
 
     @property
     def hindrance(self) -> str:
@@ -439,6 +443,38 @@ class Ledger:
         with self._writing(project) as work:
             return _know(work, project)
 
+    def doubt(self, project: str) -> None:
+        """Let Label Studio be asked whether a project is still the one that is known."""
+        with self._writing(project) as work:
+            work.run("UPDATE projects SET doubted = 1, look = 1 WHERE project = :project", project=project)
+
+    def confirm(self, project: str, made: str) -> bool:
+        """
+        Remember when a project was made, as Label Studio says.
+
+        Returns:
+            Whether it is another project than the one that was known by its number. That one's live model is not
+            live any more, and nothing is known of the new one's labels.
+        """
+        with self._writing(project) as work:
+            _know(work, project)
+            mine = "SELECT made FROM projects WHERE project = :project"
+            before = (work.row(mine, project=project) or {"made": made})["made"]
+            new = before not in ("", made)
+            forgotten = (
+                "UPDATE projects SET labels = 0, read_until = NULL, trained_labels = NULL, trained_at = NULL,"
+                " pressed = 0, look = 1, missing = NULL, brought = '' WHERE project = :project"
+            )
+            put = "UPDATE projects SET made = :made, doubted = 0 WHERE project = :project"
+            work.run(put, made=made, project=project)
+            if new:
+                work.run(forgotten, project=project)
+                work.run("DELETE FROM live WHERE project = :project", project=project)
+            else:
+                work.run("UPDATE live SET made = :made WHERE project = :project AND made = ''", made=made,
+                         project=project)  # fmt: skip
+            return new
+
     def knows(self, project: str) -> bool:
         """Whether a project is remembered, or has a job."""
         one = "SELECT 1 FROM projects WHERE project = :project UNION ALL SELECT 1 FROM work WHERE project = :project"
@@ -526,4 +562,4 @@ def _job(row: Row) -> Job:
 
 def _known(row: Row) -> Known:
     values = {each.name: row[each.name] for each in fields(Known)}
-    return Known(**values | {name: bool(row[name]) for name in ("pressed", "look")})
+    return Known(**values | {name: bool(row[name]) for name in ("pressed", "look", "doubted")})

@@ -72,7 +72,7 @@ class Looker:
             ProjectGoneError: Label Studio has no such project.
             CelestialError: It did not say, or there is no model.
         """
-        project, tag = self._project(known.project), self._store.live_tag(known.project)
+        project, tag = self.project(known.project), self._store.live_tag(known.project)
         learned = project_of(tag) == known.project
         config = "" if learned else project.label_config()
         now = project.labels_now()
@@ -93,7 +93,8 @@ class Looker:
         before = now.total - labels if known.trained_labels is None else known.trained_labels
         return Found(sight, labels, enough=labels >= counting.enough_new(before, self._settings.train_every))
 
-    def _project(self, number: str) -> StudioProject:
+    def project(self, number: str) -> StudioProject:
+        """A project of Label Studio, asked over the connection that there is."""
         last = self._last
         self._last = last.sibling(number) if last else StudioProject(self._studio, number, STUDIO_S)
         return self._last

@@ -48,7 +48,7 @@ from celestial_backend.jobs.pages import Pages
 from celestial_backend.jobs.processes import child_environ, death, this_process
 from celestial_backend.jobs.queue import make_queue
 from celestial_backend.models.store import ModelStore
-from celestial_backend.settings import NEVER, Settings, is_project, no_project
+from celestial_backend.settings import NEVER, Settings, is_project, no_project, project_parts
 from celestial_backend.studio.client import Studio
 from celestial_backend.studio.project import StudioProject
 
@@ -124,7 +124,8 @@ class Jobs:
             return NOBODY_TO_ASK
         known = None
         with suppress(StateError):
-            known = self._hasty.known(project) if is_project(project) else None
+            number, _ = project_parts(project)
+            known = self._hasty.known(number) if number else None
         if known is None or known.missing is None:
             return f"{counting.LEAST.capitalize()}."
         return known.missing
@@ -134,14 +135,20 @@ class Jobs:
         Remember a project whose /setup was accepted: its labels are looked at when no event comes. Never raises.
 
         One that was forgotten is remembered again a minute later, as Label Studio repeats its /setup.
+
+        Args:
+            project: As Label Studio sends it. Where it was not made when the known one was, Label Studio is asked.
         """
-        now = time.monotonic()
-        if not is_project(project) or now < self._known.get(project, -math.inf) + KNOW_S:
+        now, (number, made) = time.monotonic(), project_parts(project)
+        if not number or now < self._known.get(project, -math.inf) + KNOW_S:
             return
         with suppress(StateError):
-            fresh = self._hasty.known(project) is None
-            if self._hasty.know(project):
-                if fresh:
+            before = self._hasty.known(number)
+            if self._hasty.know(number):
+                strange = made and self._looker.can_ask and made != (before.made if before else "")
+                if strange:
+                    self._hasty.doubt(number)
+                if strange or before is None:
                     self._wake(1, wait_s=0)
             elif not self._too_many_known:
                 self._too_many_known = True
@@ -218,6 +225,22 @@ class Jobs:
             threading.Thread(target=self._tidy, args=(job.project,), name="tidy", daemon=True).start()
         self._pass_on()
         return True
+
+    def confirm(self, project: StudioProject) -> None:
+        """
+        Ask Label Studio when a project was made: another one of the same number begins without a model of its own.
+
+        Raises:
+            ProjectGoneError: It has no such project.
+            CelestialError: It did not say, or that cannot be written down.
+        """
+        number, made = project.project_id, project.made()
+        known = self.ledger.known(number)
+        if not made or (known is not None and known.made == made and not known.doubted):
+            return
+        if self.ledger.confirm(number, made):
+            logger.warning("Project %s is not the one that had this number before: Label Studio was set up again, or is"
+                           " another one. That one's model is not live any more.", number)  # fmt: skip
 
     def tell(self, job: Job, tag: str, patience_s: float | None = None) -> None:
         """Bring Label Studio in step with the model that a job has published; the model is live even if that fails."""
@@ -433,6 +456,9 @@ class Jobs:
 
     def _look(self, project: str) -> None:
         """Look at a project's labels; what was found is dropped where a training was asked for meanwhile."""
+        known = self.ledger.known(project)
+        if known is not None and (known.doubted or not known.made):
+            self.confirm(self._looker.project(project))
         last = self._last_job(project)
         known = None if last is not None and not last.ended else self.ledger.look(project)
         if known is None:

@@ -19,21 +19,28 @@ from celestial_backend.database import Database, Row, Transaction
 from celestial_backend.errors import ModelError, RequestError, StateError
 from celestial_backend.models.kept import keep
 from celestial_backend.models.registry import Registry
-from celestial_backend.settings import Settings, is_project, no_project
+from celestial_backend.settings import Settings, is_project, no_project, project_parts
 
 logger = logging.getLogger(__name__)
 LAST_MAX = 10_000  # projects whose last pointer is remembered
 AWAY_S = 1.0  # a database that did not answer is asked again after this long, where a last pointer is known
 WARN_S = 60.0
-READ = "SELECT tag, job FROM live WHERE project = :project"
+READ = "SELECT tag, job, made FROM live WHERE project = :project"
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """A live tag, and the job that published it; no job where a person chose it."""
+    """
+    A live tag.
+
+    Attributes:
+        job: That published it; "" where a person chose it.
+        made: When the project was made, which tells it from others of the same number; "" if that is not known.
+    """
 
     tag: str
     job: str = ""
+    made: str = ""
 
 
 NEVER = Pointer("")  # read: in the place of the last pointer
@@ -53,16 +60,19 @@ class Pointers:
         A project's pointer, None without one; while the database is away the last one that was read.
 
         Args:
-            project: Anything that a request may carry.
+            project: Anything that a request may carry; one that tells of another project of the same number has none.
             within: Whose pointer is asked for, without any that is remembered.
 
         Raises:
             StateError: The database cannot be read, and the pointer of the project never was.
         """
-        if not is_project(project):
+        number, made = project_parts(project)
+        if not number:
             return None
-        if within is not None:
-            return _pointer(within.row(READ, project=project))
+        found = _pointer(within.row(READ, project=number)) if within is not None else self._last_known(number)
+        return None if found and made and found.made not in ("", made) else found
+
+    def _last_known(self, project: str) -> Pointer | None:
         known = self._last.get(project, NEVER)
         if known is not NEVER and time.monotonic() < self._ask_again:
             return known
@@ -90,8 +100,9 @@ class Pointers:
         if not is_project(project):
             raise RequestError(no_project(project))
         transaction.run(
-            "INSERT INTO live (project, tag, job) VALUES (:project, :tag, :job)"
-            " ON CONFLICT (project) DO UPDATE SET tag = excluded.tag, job = excluded.job",
+            "INSERT INTO live (project, tag, job, made) VALUES (:project, :tag, :job,"
+            " COALESCE((SELECT made FROM projects WHERE project = :project), ''))"
+            " ON CONFLICT (project) DO UPDATE SET tag = excluded.tag, job = excluded.job, made = excluded.made",
             project=project, tag=pointer.tag, job=pointer.job,
         )  # fmt: skip
         self._ask_again = 0.0
@@ -162,4 +173,4 @@ def _text(told: object) -> str:
 
 
 def _pointer(row: Row | None) -> Pointer | None:
-    return None if row is None else Pointer(row["tag"], row["job"])
+    return None if row is None else Pointer(row["tag"], row["job"], row["made"])

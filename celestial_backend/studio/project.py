@@ -131,6 +131,17 @@ class StudioProject:
         """
         return self.ask(f"project {self.project_id}", lambda client: _config(client, self._number()))
 
+    def made(self) -> str:
+        """
+        When it was made, in whole seconds since 1970, as Label Studio tells its backends; "" if it does not say.
+
+        Raises:
+            ProjectGoneError: It has no such project.
+            StudioError: As for `label_config`.
+        """
+        made = self.ask(f"project {self.project_id}", lambda client: _project(client, self._number()).created_at)
+        return str(int(made.timestamp())) if made else ""
+
     def labelled_tasks(self) -> Iterator[dict[str, Any]]:
         """
         Every task with a label, by id, each once, while people go on labelling.

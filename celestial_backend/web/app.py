@@ -102,7 +102,7 @@ def _metrics(services: Services) -> Response:
     with suppress(CelestialError):  # what cannot be read now is left out
         live["default"] = store.live_tag()
     with suppress(CelestialError):
-        live |= {project: store.live_tag(project) for project in store.pointers.projects()}
+        live |= store.pointers.projects()
     with suppress(CelestialError):
         jobs = services.jobs.ledger.counts()
     return Response(services.metrics.page(live, jobs), content_type=metrics.CONTENT_TYPE)

@@ -19,7 +19,7 @@ from typing import Any
 from flask import Flask
 
 from celestial_backend.services import Services
-from celestial_backend.settings import is_project
+from celestial_backend.settings import project_parts
 from celestial_backend.web.admission import Admission
 
 
@@ -138,9 +138,8 @@ class _Manager(_SdkManager):  # type: ignore[misc]
 
 
 def project_id(project: object) -> str:
-    """The number in ``"<number>.<unix time of creation>"``, as Label Studio names projects; empty if there is none."""
-    number = str(project)[:20].partition(".")[0]  # the longest has 19 digits
-    return number if is_project(number) else ""
+    """The number of a project, an @, and when it was made, as far as Label Studio tells; empty if that is no number."""
+    return "@".join(filter(None, project_parts(str(project))))
 
 
 class CelestialBodiesBackend(StatelessModel):

@@ -20,7 +20,7 @@ from functools import partial
 
 from celestial_backend import logs
 from celestial_backend.database import Transaction
-from celestial_backend.errors import CelestialError, ProjectGoneError, StateError, StudioError
+from celestial_backend.errors import CelestialError, ModelError, ProjectGoneError, StateError, StudioError
 from celestial_backend.jobs.ledger import FAILED, KEPT, PUBLISHED, RUNNING, Ending, Job, Ledger
 from celestial_backend.jobs.processes import end_with_parent
 from celestial_backend.learning.project import Learner, Outcome, Request
@@ -84,6 +84,8 @@ def _ended(services: Services, ledger: Ledger, job: Job, outcome: Outcome | Endi
     while True:
         try:
             return end(services, ledger, job, outcome)
+        except ModelError as error:
+            outcome = Ending(FAILED, str(error))
         except StateError as error:
             logger.error("%s", error)  # noqa: TRY400 - the sentence says it
             time.sleep(AGAIN_S)
@@ -152,7 +154,7 @@ def _withdraw(services: Services, job: Job) -> None:
 def _see_project(services: Services, job: Job) -> None:
     """End at once where the project is gone; a model takes seconds to load."""
     try:
-        StudioProject(services.studio, job.project, patience_s=0).label_config()
+        services.jobs.confirm(StudioProject(services.studio, job.project, patience_s=0))
     except ProjectGoneError:
         raise
     except StudioError as error:

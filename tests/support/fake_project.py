@@ -56,13 +56,14 @@ class FakeProject:
     tasks: list[list[dict[str, Any]]]  # the annotations of each
     new: int | Exception = 0
     moment = "2026-11-23T01:02:03Z"
+    born = ""
     troubles: dict[str, Exception]  # of single projects
     asked: list[tuple[str, str | None]]  # for new labels: the project, and since when
     read: int
 
     def __init__(self, _studio: object, project: str, patience_s: float = 0) -> None:
         assert patience_s == 0, "nobody waits"
-        self.project = project
+        self.project = self.project_id = project
 
     def sibling(self, project: str) -> FakeProject:
         return type(self)(None, project)
@@ -74,6 +75,9 @@ class FakeProject:
             region = annotation()["result"][0] | {"value": {"choices": [choice]}}
             cls.tasks += [[annotation(len(cls.tasks)) | {"result": [region]}]] * count
             cls.new, cls.moment = cls.new + count if isinstance(cls.new, int) else count, f"{cls.moment}+"
+
+    def made(self) -> str:
+        return self.born
 
     def label_config(self) -> str:
         if self.project in self.troubles:
@@ -102,7 +106,7 @@ def studio(monkeypatch: pytest.MonkeyPatch) -> type[FakeProject]:
     for module in (trainings, looker):
         monkeypatch.setattr(module, "StudioProject", FakeProject)
     FakeProject.asked, FakeProject.troubles, FakeProject.read, FakeProject.tasks = [], {}, 0, []
-    FakeProject.config = label_config()
+    FakeProject.config, FakeProject.born = label_config(), ""
     FakeProject.label(Mars=3, Venus=3)
     FakeProject.new = 0
     return FakeProject
