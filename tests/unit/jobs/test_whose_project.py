@@ -61,10 +61,10 @@ def test_a_project_of_a_label_studio_that_was_set_up_again_begins_anew(services:
     studio.born = ANOTHER
     assert served(services, ANOTHER) == DEFAULT
     services.jobs.look("7")
-    assert (served(services, ANOTHER), served(services, OURS)) == (DEFAULT, DEFAULT)
     known = services.jobs.ledger.known("7")
     assert known is not None
     assert (known.made, known.read_until, known.doubted) == (ANOTHER, None, False)
+    assert (served(services, ANOTHER), served(services, OURS)) == (DEFAULT, DEFAULT)
     services.store.publish("7", OWN)
     assert services.store.pointers.read("7") == Pointer(OWN, made=ANOTHER)
     assert (served(services, ANOTHER), served(services, OURS)) == (OWN, DEFAULT)
