@@ -35,6 +35,7 @@ from celestial_backend.jobs import counting
 from celestial_backend.jobs.ledger import (
     FAILED,
     KNOWN_MAX,
+    LEASE_S,
     PUBLISHED,
     WAITING,
     WAITING_MAX,
@@ -91,10 +92,13 @@ class Jobs:
         self._huey: Huey | None = None
         self._running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
         self._stopping = threading.Event()
-        self._looked = -LOOK_S
+        self._looked = -math.inf
+        self._patient_until = -math.inf  # with workers that show no life, as the database was away
         self._gate = threading.Lock()
         self._rounds: set[bool] = set()  # of looks that are asked for: at labels that want one, and at all
         self._looking = False
+        self._enough = 0  # messages that are asked for
+        self._ringing: threading.Thread | None = None
         self._resting: dict[str, float] = {}  # projects whose labels took long to read, and until when they rest
         self._timer: threading.Timer | None = None
         self._troubles: dict[str, str] = {}  # of projects whose labels could not be read
@@ -304,16 +308,16 @@ class Jobs:
     def _live(self) -> None:
         """Show life, and see to the jobs of workers that show none, until this worker ends."""
         trouble = None
-        first = True
         while not self._stopping.is_set():
             with _apart("This worker cannot show that it lives", trouble) as caught:
                 for job in self.ledger.show_life(self.name, [job for job, _ in list(self._running.values())]):
                     self._drop(job)
                 self._recover()
-                if first:
+                if self._looked < 0:
                     self.look_after()
-                    first = False
             trouble = caught.said or None
+            if trouble:  # the others could show no life either
+                self._patient_until = time.monotonic() + LEASE_S
             self._stopping.wait(SIGN_S)
 
     def _drop(self, job: Job) -> None:
@@ -326,6 +330,8 @@ class Jobs:
 
     def _recover(self) -> None:
         """See to the jobs that are said to run, and whose workers show no life."""
+        if time.monotonic() < self._patient_until:
+            return
         for job in self.ledger.lost():
             with _apart(f"The training of project {job.project} cannot be looked after"):
                 self._settle(job, "Its worker was ended while it ran.", lost=True)
@@ -365,9 +371,22 @@ class Jobs:
 
     def _wake(self, enough: int, wait_s: float = WAKE_S) -> None:
         """Wake a worker, in the background if it takes long; where that fails, he finds in the ledger what waits."""
-        ringing = threading.Thread(target=self._enqueue, args=(enough,), name="wake", daemon=True)
-        ringing.start()
+        with self._gate:
+            ringing, self._enough = self._ringing, max(self._enough, enough)
+            if ringing is None:  # one at a time, as a queue that hangs would keep them all
+                ringing = self._ringing = threading.Thread(target=self._ring, name="wake", daemon=True)
+                ringing.start()
         ringing.join(wait_s)
+
+    def _ring(self) -> None:
+        """Put messages into the queue as long as any are asked for."""
+        while True:
+            with self._gate:
+                enough, self._enough = self._enough, 0
+                if not enough:
+                    self._ringing = None
+                    return
+            self._enqueue(enough)
 
     def _wake_later(self, seconds: float) -> None:
         """Wake a worker once a project has rested; one timer at a time, as it looks at all that want it."""
