@@ -64,8 +64,11 @@ class _Postgres(PostgresStorage):  # type: ignore[misc]
     @property
     def conn(self) -> Any:
         """The connection of this process; a new one after the server has ended the old one, which shows on it."""
-        if self._conn is not None and not self._conn.closed and select.select([self._conn], [], [], 0)[0]:
-            self._conn.close()
+        if self._conn is not None and not self._conn.closed:
+            said = select.poll()  # `select` takes no number of a file above 1023
+            said.register(self._conn, select.POLLIN)
+            if said.poll(0):
+                self._conn.close()
         return super().conn
 
 
