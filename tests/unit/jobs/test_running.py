@@ -60,9 +60,13 @@ def running(jobs: Jobs) -> Iterator[Job]:
     jobs.request("7")
     with ThreadPoolExecutor(1) as thread:
         run = thread.submit(jobs.run)
-        wait_for(lambda: jobs._running)
-        yield jobs.ledger.jobs("7")[0]
-        assert run.result(30)
+        try:
+            wait_for(lambda: jobs._running)
+            yield jobs.ledger.jobs("7")[0]
+            assert run.result(30)
+        finally:
+            for process in StandIn.made:
+                process.kill()
 
 
 def wait_for(what: Callable[[], Any]) -> None:
