@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ from benchmarks import cli, kills, memory
 from benchmarks.album import lay_out
 from benchmarks.bench import Bench, Sizes
 from benchmarks.chart import chart
+from benchmarks.jobs import Pace, Told
 from benchmarks.learning import learning
 from benchmarks.load import percentile, summary
 from benchmarks.memory import slope
 from benchmarks.report import Ratio, figures, ratios, shown_in, table_of, text_of
 from benchmarks.soak_record import Record, by_minute, deaths, growth, latencies, leftovers, training
 from benchmarks.studio import in_turns
+from celestial_backend.errors import StateError
 from celestial_backend.jobs.ledger import Job
 from celestial_backend.planets.renderer import render
 from tests.support.backend_server import REPOSITORY
@@ -431,3 +434,19 @@ def test_a_soak_tells_percentiles_by_the_nearest_rank() -> None:
     found = latencies(record, 0.0, 0.0, 10.0)["predict 1"]
     assert {name: found[name] for name in ("p50", "p95", "p99", "max")} == {"p50": 50, "p95": 95, "p99": 99, "max": 100}
     assert found["first_and_last_p50"] == [50.5, None]
+
+
+def test_a_call_that_fails_is_counted_and_not_timed() -> None:
+    """It would make the others look quick; what several have seen is added up."""
+    asked: list[int] = []
+
+    def call() -> None:
+        asked.append(1)
+        if len(asked) % 2:
+            raise StateError("It was away.")
+
+    told = Pace(1000, time.monotonic() + 0.2).calls(call)
+    assert (len(told.seconds), told.errors["StateError"]) == (len(asked) // 2, (len(asked) + 1) // 2)
+    both = Told([0.001, 0.003])
+    both.add(Told([0.002], Counter(StateError=1)))
+    assert str(both).split() == "3 x, p50 2.00 ms, p99 3.00 ms, {'StateError': 1}".split()

@@ -135,7 +135,7 @@ def ask_everything(server: BackendServer, studio: PictureHost, port: int) -> lis
 
 
 def test_no_secret_leaves_the_server(backends: Backends, studio: PictureHost, tmp_path: Path) -> None:
-    """Settings, bodies, headers, addresses and pictures, with Label Studio, database, store and code failing as well."""
+    """Settings, bodies, headers, addresses and pictures, with Label Studio, database, store and code failing too."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(UNFORESEEN.format(repository=str(REPOSITORY)))
     common = {
