@@ -19,6 +19,7 @@ from celestial_backend.errors import STATE_REMEDY, StateError
 
 PLACE = str(Path(celestial_backend.__file__).parents[1])  # where `python -m celestial_backend` is found
 LOOK_S = 0.5
+AGAIN = 75  # the code with which a process ends whose work is to be begun again, as nothing is wrong with it
 _SHOWN: list[IO[bytes]] = []  # open as long as the process lives
 SECRETS = {"BASIC_AUTH_USER", "BASIC_AUTH_PASS"}  # needed to answer requests
 

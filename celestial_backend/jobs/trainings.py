@@ -46,7 +46,7 @@ from celestial_backend.jobs.ledger import (
 )
 from celestial_backend.jobs.looker import STUDIO_S, Looker
 from celestial_backend.jobs.pages import Pages
-from celestial_backend.jobs.processes import child_environ, death, this_process
+from celestial_backend.jobs.processes import AGAIN, child_environ, death, this_process
 from celestial_backend.jobs.queue import make_queue
 from celestial_backend.models.store import ModelStore
 from celestial_backend.settings import NEVER, Settings, is_project, no_project, project_parts
@@ -414,17 +414,30 @@ class Jobs:
         self._running[job.id] = job, process
         limit, in_time = self._settings.train_max_s, True
         deadline = time.monotonic() + limit
-        self._mark(job.project)
         try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            in_time = False
-        if not self._stopping.is_set():
+            self._mark(job.project)
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                in_time = False
             late = f"It took longer than the {limit:g} seconds of CELESTIAL_TRAIN_MAX_S."
-            self._settle(job, death(process.returncode) if in_time else late, again=in_time)
-        del self._running[job.id]
+            self._see_to_end(job, death(process.returncode) if in_time else late, process.returncode, again=in_time)
+        finally:
+            del self._running[job.id]
+
+    def _see_to_end(self, job: Job, why: str, code: int, *, again: bool) -> None:
+        """Settle a job whose process has ended, as soon as the database is there."""
+        begun = code != AGAIN
+        while not self._stopping.is_set():
+            try:
+                self._settle(job, why if begun else "The database was away.", begun=begun, again=again)
+            except StateError as error:
+                logger.warning("%s", error)
+                self._stopping.wait(SIGN_S)
+            else:
+                return
 
     def _mark(self, project: str) -> None:
         """Remember which labels there are as a training begins."""

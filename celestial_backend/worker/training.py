@@ -22,7 +22,7 @@ from celestial_backend import logs
 from celestial_backend.database import Transaction
 from celestial_backend.errors import CelestialError, ModelError, ProjectGoneError, StateError, StudioError
 from celestial_backend.jobs.ledger import FAILED, KEPT, PUBLISHED, RUNNING, Ending, Job, Ledger
-from celestial_backend.jobs.processes import end_with_parent
+from celestial_backend.jobs.processes import AGAIN, end_with_parent
 from celestial_backend.learning.project import Learner, Outcome, Request
 from celestial_backend.services import Services, build
 from celestial_backend.settings import Settings
@@ -66,17 +66,24 @@ def main(job_id: str, token: str, worker: int) -> None:
     logs.configure(settings.log_level)
     services = build(settings)
     ledger = Ledger(services.database, PATIENCE_S)
-    job = ledger.job(job_id)
-    if job is None or job.state != RUNNING or job.token != token:
-        sys.exit(f"Job {job_id} does not run.")
-    outcome = _learned(services, ledger, job)
+    try:
+        job = ledger.job(job_id)
+        if job is None or job.state != RUNNING or job.token != token:
+            sys.exit(f"Job {job_id} does not run.")
+        outcome = _learned(services, ledger, job)
+    except StateError as error:
+        logger.error("%s", error)  # noqa: TRY400 - the sentence says it
+        sys.exit(AGAIN)
     ended = _ended(services, ledger, job, outcome)
     if ended is None:
         sys.exit(f"Job {job_id} was taken over by another worker, and nothing was published.")
     logger.info("Job %s: %s. %s", job.id, ended.state, ended.reason)
-    if ended.state == PUBLISHED:
-        services.jobs.tell(job, ended.manifest.tag or "")
-    services.store.prune(job.project)
+    try:
+        if ended.state == PUBLISHED:
+            services.jobs.tell(job, ended.manifest.tag or "")
+        services.store.prune(job.project)
+    except CelestialError as error:  # a worker tells what was not told, and the next training prunes
+        logger.warning("%s", error)
 
 
 def _ended(services: Services, ledger: Ledger, job: Job, outcome: Outcome | Ending) -> Ending | None:
@@ -122,7 +129,12 @@ def _publish(
 
 
 def _learned(services: Services, ledger: Ledger, job: Job) -> Outcome | Ending:
-    """Train, and say what came of it, whatever happens."""
+    """
+    Train, and say what came of it, whatever happens.
+
+    Raises:
+        StateError: The database is away, which says nothing of the training.
+    """
     folder = services.settings.state.job(job.id)
     try:
         shutil.rmtree(folder, ignore_errors=True)
@@ -135,6 +147,8 @@ def _learned(services: Services, ledger: Ledger, job: Job) -> Outcome | Ending:
         return learner.learn(request, ProgressOfJob(ledger, job), partial(ledger.read_until, job.project))
     except ProjectGoneError as error:
         return Ending(FAILED, str(error), gone=True)
+    except StateError:
+        raise
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever it was, the job must not hang
         _withdraw(services, job)
         return Ending(FAILED, _reason(job, error))

@@ -25,6 +25,7 @@ from celestial_backend.jobs.ledger import PUBLISHED
 from celestial_backend.planets.renderer import render
 from tests.project.test_docker import WORKER, arguments
 from tests.support.backend_server import BODIES, REPOSITORY, ServerProcess, free_port, label_config
+from tests.support.cases import TIMES
 from tests.support.label_studio import LabelStudioServer
 from tests.support.nginx_server import HOW_TO_GET_ONE, NginxServer, find_nginx
 from tests.support.picture_host import PictureHost, picture_host
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.timeout(300)
 
 HERE = "127.0.0.1"
 RUNS_S = 2.0  # a training, so that it can be met while it runs
+AWAY_S = 6.0 * TIMES
 
 
 class Cluster(Place):
@@ -329,3 +331,41 @@ def test_a_training_survives_its_worker(cluster: Cluster) -> None:
     assert (ended.state, ended.attempts) == (PUBLISHED, 2)
     assert cluster.publications().count(job) == 1
     assert {version(url, 9) for url in cluster.everywhere} == {ended.outcome["tag"]}
+
+
+@pytest.mark.parametrize("how", ["killed", "silent"])
+def test_a_database_that_is_away_costs_no_prediction(
+    cluster: Cluster, pictures: Pictures, postgres_server: PostgresServer, how: str
+) -> None:
+    """While one job runs and another one waits: known projects keep their models, events get 503, and none is lost."""
+    pictures.may_answer.set()
+    (url,) = pictures.urls(1)
+    project, other = (17, 18) if how == "killed" else (19, 20)
+    tag = cluster.ended(cluster.press(project), 60).outcome["tag"]
+    for each in cluster.urls:
+        assert predict(each, [url], project)[0]["model_version"] == tag
+    running, waiting = cluster.press(project), cluster.press(other)
+    cluster.stage(running, "reading labels")
+    if how == "killed":
+        postgres_server.kill()
+    else:
+        postgres_server.signal(signal.SIGSTOP)
+    over, refused = time.monotonic() + AWAY_S, 0
+    try:
+        while time.monotonic() < over:
+            for each in cluster.everywhere:
+                (answer,) = predict(each, [url], project)
+                assert (answer["model_version"], choice_of(answer)) == (tag, BODIES[0])
+            body = {"action": "START_TRAINING", "project": {"id": project, "label_config": label_config()}}
+            answered = requests.post(f"{cluster.urls[0]}/webhook", json=body, timeout=30)
+            assert answered.status_code == 503, answered.text
+            assert "Nothing was accepted. Start the database" in answered.json()["detail"]
+            refused += 1
+    finally:
+        postgres_server.start() if how == "killed" else postgres_server.signal(signal.SIGCONT)
+    assert refused
+    ended = [cluster.ended(job, 120) for job in (running, waiting)]
+    assert [job.state for job in ended] == [PUBLISHED, PUBLISHED]
+    assert [cluster.publications().count(job) for job in (running, waiting)] == [1, 1]
+    newest = ended[0].outcome["tag"]
+    cluster.wait_for(lambda: {version(each, project) for each in cluster.everywhere} == {newest})
