@@ -87,11 +87,11 @@ class Predictor:
         if self._is_new(tag, label_config):
             for warning in choices.warnings:
                 logger.warning("%s", warning)
-        missing = "" if choices.controls else self._missing(project)
+        number = project_parts(project)[0]
+        missing = "" if choices.controls else self._missing(number)
         if not choices.controls and self._is_new(project, label_config, missing):
             missing = missing or "It has labels enough; `python -m celestial_backend jobs` tells where its training is."
-            number = project_parts(project)[0] or "without a number"
-            logger.warning("Nothing can be predicted in project %s yet. %s", number, missing)
+            logger.warning("Nothing can be predicted in project %s yet. %s", number or "without a number", missing)
 
     def _is_new(self, *what: str) -> bool:
         """Whether something is to be told for the first time."""

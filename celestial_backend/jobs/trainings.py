@@ -128,8 +128,7 @@ class Jobs:
             return NOBODY_TO_ASK
         known = None
         with suppress(StateError):
-            number, _ = project_parts(project)
-            known = self._hasty.known(number) if number else None
+            known = self._hasty.known(project) if is_project(project) else None
         if known is None or known.missing is None:
             return f"{counting.LEAST.capitalize()}."
         return known.missing

@@ -6,6 +6,7 @@ The backend and its worker run in this process, so that each label can be waited
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import time
@@ -18,11 +19,10 @@ import pytest
 import yaml
 from werkzeug.serving import make_server
 
-from celestial_backend.jobs.ledger import KEPT, PUBLISHED, Job
+from celestial_backend.jobs.ledger import KEPT, PUBLISHED, Ending, Job
 from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.services import build
 from celestial_backend.settings import MODEL_NAME, NEVER, Settings, project_tag
-from celestial_backend.studio.project import StudioProject
 from celestial_backend.web.app import create_app
 from tests.support.backend_server import label_config
 from tests.support.label_studio import LabelStudioServer
@@ -84,6 +84,11 @@ class Backend:
             seen.append(len(self.states()))
         return [str(count) for count in seen]
 
+    def look_after(self) -> None:
+        """What a worker does every minute, a minute later."""
+        self.jobs._looked = -math.inf
+        self.jobs.look_after()
+
     def states(self) -> list[str]:
         return [job.state for job in self.ledger.jobs(str(self.number))]
 
@@ -128,20 +133,20 @@ def copy_model(jobs: Jobs, tag: str, **about: Any) -> None:
     file.write_text(yaml.safe_dump(described))
 
 
-def publish(self: Jobs, job: Job, _held: object) -> None:
+def publish(self: Jobs, job: Job) -> None:
     """In place of a training: a model of the project's own that knows its choices, live and shown."""
     self._mark(job.project)
     tag = project_tag(job.project, job.id)
     copy_model(self, tag, classes=[*CLOTHES])
     self._store.publish(job.project, tag, job=job.id)
-    said = StudioProject(self._studio, job.project).in_step(tag, keep_predictions=self._settings.keep_predictions)
-    self.ledger.end(job.id, PUBLISHED, " ".join(said))
+    self.ledger.end(job, Ending(PUBLISHED, "It is better."))
+    self.tell(job, tag)
 
 
-def keep(self: Jobs, job: Job, _held: object) -> None:
+def keep(self: Jobs, job: Job) -> None:
     """In place of a training: one whose model is not better."""
     self._mark(job.project)
-    self.ledger.end(job.id, KEPT, "The new model is worse.")
+    self.ledger.end(job, Ending(KEPT, "The new model is worse."))
 
 
 def test_it_begins_when_it_can_and_again_when_the_labels_have_grown(start: Start) -> None:
@@ -174,7 +179,7 @@ def test_one_that_was_kept_out_waits_for_more_labels(start: Start, monkeypatch: 
     backend = start()
     backend.label("dress", "dress", "dress", "hat", "hat", "hat")
     assert backend.states() == [KEPT]
-    backend.jobs.look_after()
+    backend.look_after()
     assert backend.label("dress", "hat", "dress", "hat", "dress") == ["1"] * 4 + ["2"]
 
 
@@ -184,7 +189,7 @@ def test_a_label_studio_without_a_webhook_is_looked_at(start: Start) -> None:
     for hook in backend.studio.webhooks(backend.number):
         backend.studio.api("DELETE", f"/api/webhooks/{hook['id']}/")
     assert backend.label("dress", "dress", "dress", "hat", "hat", "hat") == ["0"] * 6
-    backend.jobs.look_after()
+    backend.look_after()
     backend.settle()
     assert backend.states() == [PUBLISHED]
 
@@ -202,7 +207,7 @@ def test_switched_off_the_button_alone_trains(start: Start) -> None:
     backend.label("dress", "dress", "dress", "hat")
     assert "so label 2 more pictures of 'hat'" in backend.missing
     assert backend.label("hat", "hat", *["shoe"] * 6) == ["0"] * 8
-    backend.jobs.look_after()
+    backend.look_after()
     backend.settle()
     assert (backend.missing, backend.states()) == ("", [])
     backend.studio.start_training(backend.number)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from celestial_backend.jobs.processes import is_shown, lock
+from celestial_backend.jobs.processes import is_dead, lock, this_process
 
 REPOSITORY = Path(__file__).parents[2]
 TURNS = """
@@ -37,39 +36,43 @@ def test_a_lock_whose_file_is_removed_is_held_by_one(tmp_path: Path) -> None:
 SHOWS = """
 import sys, time
 from pathlib import Path
-from celestial_backend.jobs.processes import show_life
+from celestial_backend.jobs.processes import show_life, this_process
 
 show_life(Path(sys.argv[1]))
-print("shown", flush=True)
+print(this_process(), flush=True)
 sys.stdin.read()
 """
 
 
-def test_a_life_is_shown_as_long_as_one_of_several_lives(tmp_path: Path) -> None:
-    """The second takes over when the first is killed."""
-    file = tmp_path / "work" / "life"
-    assert not is_shown(file)
-    several = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHOWS, file], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]  # fmt: skip
+def test_a_life_is_shown_as_long_as_it_lasts(tmp_path: Path) -> None:
+    """By a lock that others find held, and by a name of which this machine knows when nobody has it any more."""
+    file = tmp_path / "life"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHOWS, file], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
-        assert [process.stdout.readline() for process in several if process.stdout] == [b"shown\n"] * 2
-        for process in several:
-            assert is_shown(file)
-            process.kill()
-            process.wait()
-            if process is several[0]:
-                deadline = time.monotonic() + 30
-                while not is_shown(file):  # the second waits in a thread, which a busy machine lets sleep
-                    assert time.monotonic() < deadline
-        assert not is_shown(file)
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        with lock(file) as held:
+            assert held is None
+        assert not is_dead(name)
+        process.kill()
+        process.wait()
+        with lock(file, patience_s=30) as held:
+            assert held is not None
+        assert is_dead(name)
     finally:
-        for process in several:
-            process.kill()
-            process.communicate()
+        process.kill()
+        process.communicate()
+
+
+def test_of_processes_elsewhere_nobody_knows() -> None:
+    """Those of another machine, of one with the same name, and what is no name of a process."""
+    host, _, _, place = this_process().split(":")
+    assert is_dead(f"{host}:{2**22 - 1}:1:{place}")
+    for name in (f"elsewhere:1:1:{place}", f"{host}:1:1:elsewhere", "", "here", "a:b:c:d", f"{host}:1"):
+        assert not is_dead(name)
+    assert not is_dead(this_process())
 
 
 def test_a_lock_is_one_for_the_threads_of_a_process_too(tmp_path: Path) -> None:

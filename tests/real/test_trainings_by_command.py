@@ -9,14 +9,15 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from celestial_backend.jobs.ledger import FAILED, KEPT, PUBLISHED, WAITING, Ledger
-from celestial_backend.jobs.processes import lock
+from celestial_backend.database import Database
+from celestial_backend.jobs.ledger import FAILED, KEPT, PUBLISHED, WAITING, Ending, Job, Ledger
+from celestial_backend.jobs.processes import this_process
 from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.models.manifest import Manifest
-from celestial_backend.models.store import Pointer
 from celestial_backend.services import build
 from celestial_backend.settings import Settings, project_tag
 from celestial_backend.studio.project import Removed
@@ -54,15 +55,14 @@ class Tidied(FakeProject):
 @pytest.fixture
 def tidied(studio: type[FakeProject], monkeypatch: pytest.MonkeyPatch) -> type[Tidied]:
     studio.new = 0
-    for module in ("trainings", "endings"):
-        monkeypatch.setattr(f"celestial_backend.jobs.{module}.StudioProject", Tidied)
+    monkeypatch.setattr("celestial_backend.jobs.trainings.StudioProject", Tidied)
     monkeypatch.setattr("celestial_backend.jobs.trainings.TIDY_S", 0.01)
     Tidied.left, Tidied.tidied, Tidied.shown = 3, [], []
     return Tidied
 
 
 def finish(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
-    monkeypatch.setattr(Jobs, "_train", lambda self, job, _: self.ledger.end(job.id, state, "as it was"))
+    monkeypatch.setattr(Jobs, "_train", lambda self, job: self.ledger.end(job, Ending(state, "as it was")))
 
 
 def test_old_predictions_go_while_the_worker_goes_on(
@@ -92,14 +92,17 @@ def test_a_worker_that_stops_leaves_the_rest_to_the_next_training(
 
 @pytest.mark.parametrize("keeps", [False, True])
 def test_a_training_whose_worker_died_is_shown_like_any_other(
-    settings: Settings, ledger: Ledger, live: dict[str, str], tidied: type[Tidied], *, keeps: bool
+    settings: Settings, ledger: Ledger, live: dict[str, str], tidied: type[Tidied], monkeypatch: pytest.MonkeyPatch,
+    *, keeps: bool,
 ) -> None:
-    """It had published before."""
+    """It had published before: Label Studio is told when nobody else can be about to."""
     services = build(replace(settings, keep_predictions=keeps))
-    job, tag = ledger.request("7"), project_tag("7", "ab12")
-    live["7"] = tag
-    ledger.start("7")
-    services.store.pointers.write("7", Pointer(tag, job.id))
+    tag = live["7"] = project_tag("7", "ab12")
+    ended(ledger, PUBLISHED, manifest=Manifest(tag=tag), project="7")
+    look_after(services.jobs)
+    assert tidied.shown == []
+    monkeypatch.setattr(Database, "now", lambda self: self.rows("SELECT lease FROM work")[0]["lease"] + 1)
+    look_after(services.jobs)
     look_after(services.jobs)
     assert (states(ledger), tidied.shown) == ([PUBLISHED], [(tag, keeps)])
 
@@ -125,14 +128,22 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def ended(ledger: Ledger, state: str, reason: str = "as it was", project: str = "3", **more: Any) -> Job:
+    """A job that has been run, and has ended."""
+    ledger.request(project)
+    job = ledger.start("here", project)
+    assert job is not None
+    ledger.end(job, Ending(state, reason, **more))
+    return job
+
+
 def test_jobs_lists_what_waits_runs_and_has_ended(ledger: Ledger) -> None:
     """With where it is or why it ended so; as lines in a pipe, as JSON for a script."""
-    done = ledger.request("3")
-    ledger.start("3")
-    ledger.end(done.id, KEPT, "The new model is worse.", Manifest(tag="celestial_bodies_classifier_model:x"))
-    running = ledger.request("4")
-    ledger.start("4")
-    ledger.progress(running.id, stage="reading pictures", seconds=5, pictures=3, of=40)
+    done = ended(ledger, KEPT, "The new model is worse.", manifest=Manifest(tag="celestial_bodies_classifier_model:x"))
+    ledger.request("4")
+    running = ledger.start("here", "4")
+    assert running is not None
+    ledger.progress(running, stage="reading pictures", seconds=5, pictures=3, of=40)
     waiting = ledger.request("3")
     listed = cli("jobs")
     assert listed.returncode == 0
@@ -149,9 +160,7 @@ def test_jobs_lists_what_waits_runs_and_has_ended(ledger: Ledger) -> None:
 
 def test_jobs_lists_projects_where_none_begins(ledger: Ledger) -> None:
     """Below the trainings, with the reason; in JSON in the place of a job, with all that a job has."""
-    done = ledger.request("3")
-    ledger.start("3")
-    ledger.end(done.id, FAILED, "too few")
+    ended(ledger, FAILED, "too few")
     for project in ("12", "3", "4"):
         ledger.know(project)
         ledger.looked(project, labels=0, missing="Two more.", brought="")
@@ -166,32 +175,30 @@ def test_jobs_lists_projects_where_none_begins(ledger: Ledger) -> None:
     assert len(json.loads(cli("jobs", "--json", "--limit", "1").stdout)) == 2
 
 
-def test_jobs_says_when_what_waits_has_no_worker(ledger: Ledger, settings: Settings) -> None:
+def test_jobs_says_when_what_waits_has_no_worker(ledger: Ledger) -> None:
     """On stderr, with what fixes it; in JSON each job tells. With a worker, or where nothing waits, it is silent."""
-    done = ledger.request("3")
-    ledger.start("3")
-    ledger.end(done.id, KEPT, "as it was")
+    done = ended(ledger, KEPT)
     assert cli("jobs").stderr == ""
     waiting = ledger.request("3")
     ask = ("jobs", "--json")
     for listed in (cli("jobs"), cli(*ask)):
         assert listed.returncode == 0
-        assert listed.stderr.startswith("No worker runs on this MODEL_DIR")
+        assert listed.stderr.startswith("No worker runs on this database")
         assert "huey_consumer celestial_backend.worker.huey" in listed.stderr
     stalled = {job["id"]: job["stalled"] for job in json.loads(cli(*ask).stdout)}
     assert stalled == {waiting.id: True, done.id: False}
-    with lock(settings.state.worker_lock):
-        listed = cli(*ask)
+    ledger.show_life(this_process())
+    listed = cli(*ask)
     assert listed.stderr == ""
     assert not any(job["stalled"] for job in json.loads(listed.stdout))
 
 
 def test_a_list_that_cannot_be_read_is_a_sentence(settings: Settings) -> None:
     """Exit code 6, the sentence on stderr, nothing on stdout."""
-    (settings.model_dir / "jobs.db").write_text("no list of jobs at all, and longer than the head of one" * 9)
+    settings.state.database.write_text("no list of jobs at all, and longer than the head of one" * 9)
     failed = cli("jobs")
     assert failed.returncode == 6
-    start = "Error: The list of jobs in the state folder cannot be read (file is not a database)"
+    start = "Error: The database in the state folder cannot be read (file is not a database)"
     assert failed.stderr.startswith(start)
     assert "accepted" not in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -140,6 +141,8 @@ def run_next(jobs: Jobs, *message: str) -> None:
 
 
 def look_after(jobs: Jobs) -> None:
+    """What a worker does every minute, a minute later."""
+    jobs._looked = -math.inf
     jobs.look_after()
     looked()
 

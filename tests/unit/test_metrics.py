@@ -12,7 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from celestial_backend import metrics
-from celestial_backend.jobs.ledger import FAILED, KEPT, MERGED, PUBLISHED
+from celestial_backend.jobs.ledger import FAILED, KEPT, MERGED, PUBLISHED, Ending
 from celestial_backend.services import Services, build
 from celestial_backend.settings import Settings
 from celestial_backend.web.app import create_app
@@ -71,11 +71,11 @@ def test_the_queue_and_the_trainings_come_from_the_list_of_jobs(client: FlaskCli
     ledger = services.jobs.ledger
     for project, state in (("1", PUBLISHED), ("2", FAILED), ("3", FAILED)):
         ledger.request(project)
-        job = ledger.start(project)
+        job = ledger.start("here", project)
         assert job is not None
-        ledger.end(job.id, state, "")
+        ledger.end(job, Ending(state, ""))
     ledger.request("4")
-    ledger.start("4")
+    ledger.start("here", "4")
     ledger.request("4")
     ledger.request("5")
     seen = page(client)

@@ -113,7 +113,7 @@ def test_a_request_costs_one_query(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shared, "rows", read)
     assert store.live_tag("3") == tag
     store.model(tag)
-    assert asked == ["SELECT tag, job FROM live WHERE project = :project"]
+    assert asked == ["SELECT tag, job, made FROM live WHERE project = :project"]
 
 
 def test_a_model_is_published_with_its_transaction(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_pointer_is_written_with_its_transaction(database: Database) -> None:
     assert pointers.read("3") == Pointer("a:1")
 
 
-@pytest.mark.parametrize("project", ["", "../../etc/passwd", "3/../4", "٣", "-1", "3.json", "03", "9" * 19, "3" * 4301])
+@pytest.mark.parametrize("project", ["", "../../etc/passwd", "3/../4", "٣", "-1", "03", "9" * 19, "3" * 4301])
 def test_a_strange_project_has_no_pointer(database: Database, project: str) -> None:
     """A request may name anything as its project."""
     write(database, "3", Pointer("a:1"))
