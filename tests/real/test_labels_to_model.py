@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,9 @@ def trained(label_studio: LabelStudioServer, backend: BackendServer, project: in
     return dict(command(backend, "jobs", "--json", "--project", str(project))[0])
 
 
-def version(backend: BackendServer, project: int, config: str = CONFIG) -> str:
+def version(backend: BackendServer, project: int | str, config: str = CONFIG) -> str:
     """What `/setup` says of a project."""
-    answer = requests.post(f"{backend.url}/setup", json={"project": f"{project}.1", "schema": config}, timeout=10)
+    answer = requests.post(f"{backend.url}/setup", json={"project": str(project), "schema": config}, timeout=10)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["model_version"])
 
@@ -121,6 +122,9 @@ def test_labels_become_a_model(
     assert f"of {LABELLED * len(KINDS)} labels that it had not learned are right." in job["reason"]
     assert {version(backend, project) for _ in range(8)} == {tag}, "each process says it"
     assert version(backend, other, label_config()) == default
+    made = datetime.fromisoformat(label_studio.api("GET", f"/api/projects/{project}/")["created_at"]).timestamp()
+    assert version(backend, f"{project}.{int(made)}") == tag, "as Label Studio names it"
+    assert version(backend, f"{project}.{int(made) - 1}") == NEEDS_LABELS, "one of another Label Studio"
     assert label_studio.model(project)["model_version"] == tag
     label_studio.retrieve(project)
     told = predicted(label_studio, project)
