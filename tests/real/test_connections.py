@@ -222,7 +222,8 @@ def test_many_connections_are_all_answered(url: str) -> None:
 
 
 def test_health_and_setup_keep_their_limits_under_load(backends: Backends, tmp_path: Path) -> None:
-    """While 12 large batches and 32 single tasks at a time are predicted, and all of them are answered.
+    """
+    While 12 large batches and 32 single tasks at a time are predicted, and all of them are answered.
 
     The single tasks come first, so a batch may run out of its time on a slow machine and be answered with what is done.
     """
