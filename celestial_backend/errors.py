@@ -19,7 +19,7 @@ Everything that can go wrong, one class per cause.
     │   └── ModelLoadError     it is there and does not load, or does not work
     ├── StudioError            Label Studio did not answer as it should
     │   └── ProjectGoneError   it has no such project
-    ├── StateError             the state folder cannot be read or written
+    ├── StateError             the database, or the state folder, cannot be read or written
     └── TrainingError          a training that cannot give a model
         ├── NotEnoughDataError too few examples
         └── CannotGrowError    a model that cannot be taught further
@@ -164,7 +164,7 @@ class ProjectGoneError(StudioError):
 
 
 class StateError(CelestialError):
-    """The state folder cannot be read or written; what was to be written was not accepted."""
+    """The database or the state folder cannot be read or written; what was to be written was not accepted."""
 
     exit_code = 6
     status = 503

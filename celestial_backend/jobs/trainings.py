@@ -297,12 +297,15 @@ class Jobs:
         """End the trainings of this worker, as at a SIGTERM; they wait again, as if they had not been begun."""
         self._stopping.set()
         for job, process in list(self._running.values()):
-            process.kill()
-            process.wait()
-            with _apart(f"The training of project {job.project} begins again when its lease has run out"):
-                self._settle(job, "", begun=False)
+            self._break_off(job, process)
         with suppress(StateError):
             self.ledger.leave(self.name)
+
+    def _break_off(self, job: Job, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait()
+        with _apart(f"The training of project {job.project} begins again when its lease has run out"):
+            self._settle(job, "", begun=False)
 
     def _live(self) -> None:
         """Show life, and see to the jobs of workers that show none, until this worker ends."""
@@ -411,6 +414,8 @@ class Jobs:
             command, env=child_environ(), stdin=subprocess.DEVNULL, start_new_session=True
         )
         self._running[job.id] = job, process
+        if self._stopping.is_set():  # by now, and who stops may not have seen it
+            self._break_off(job, process)
         limit, in_time = self._settings.train_max_s, True
         deadline = time.monotonic() + limit
         try:
