@@ -98,9 +98,10 @@ def _shared_metrics() -> Iterator[None]:
         with suppress(CelestialError), lock(left / LIFE) as ours:
             if ours is not None:
                 shutil.rmtree(left, ignore_errors=True)
-    folder, maker = tempfile.mkdtemp(prefix=COUNTS), os.getpid()
-    show_life(Path(folder, LIFE))
-    os.environ[SHARED] = folder
+    new, maker = Path(tempfile.mkdtemp(prefix=f".{COUNTS}")), os.getpid()
+    show_life(new / LIFE)  # before another start sees it, which would remove it
+    folder = new.rename(new.with_name(new.name.removeprefix(".")))
+    os.environ[SHARED] = str(folder)
     try:
         yield
     finally:
