@@ -448,13 +448,19 @@ class Ledger:
         with self._writing(project) as work:
             work.run("UPDATE projects SET doubted = 1, look = 1 WHERE project = :project", project=project)
 
-    def confirm(self, project: str, made: str) -> bool:
+    def confirm(self, project: str, made: str, by: str = "") -> bool:
         """
         Remember when a project was made, as Label Studio says.
 
+        Args:
+            project: Its number.
+            made: As `settings.project_parts` gives it.
+            by: The job that asked, if one did.
+
         Returns:
             Whether it is another project than the one that was known by its number. That one's live model is not
-            live any more, and nothing is known of the new one's labels.
+            live any more, a job that may have read its labels has lost its lease and is begun again, and nothing is
+            known of the new one's labels.
         """
         with self._writing(project) as work:
             _know(work, project)
@@ -467,9 +473,13 @@ class Ledger:
             )
             put = "UPDATE projects SET made = :made, doubted = 0 WHERE project = :project"
             work.run(put, made=made, project=project)
+            # A project that was forgotten has left its pointer.
+            strange = "DELETE FROM live WHERE project = :project AND (:new = 1 OR made NOT IN ('', :made))"
+            work.run(strange, project=project, new=int(new), made=made)
             if new:
+                lost = "UPDATE work SET token = '' WHERE project = :project AND state = 'running' AND id != :by"
+                work.run(lost, project=project, by=by)
                 work.run(forgotten, project=project)
-                work.run("DELETE FROM live WHERE project = :project", project=project)
             else:
                 work.run("UPDATE live SET made = :made WHERE project = :project AND made = ''", made=made,
                          project=project)  # fmt: skip

@@ -168,7 +168,7 @@ def _withdraw(services: Services, job: Job) -> None:
 def _see_project(services: Services, job: Job) -> None:
     """End at once where the project is gone; a model takes seconds to load."""
     try:
-        services.jobs.confirm(StudioProject(services.studio, job.project, patience_s=0))
+        services.jobs.confirm(StudioProject(services.studio, job.project, patience_s=0), job.id)
     except ProjectGoneError:
         raise
     except StudioError as error:

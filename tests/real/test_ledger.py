@@ -566,3 +566,24 @@ def test_the_list_is_read_while_another_writes(ledger: Ledger, settings: Setting
         with pytest.raises(StateError, match=r"^The database.* cannot be written \(.*\)\. Nothing was accepted\. "):
             ledger.request("3")
         assert time.monotonic() - started < 4  # Label Studio gives a webhook one second
+
+
+def test_a_job_of_a_project_that_began_anew_has_lost_its_lease(ledger: Ledger, later: Callable[[float], None]) -> None:
+    """It may have read the other project's labels: it publishes nothing, and is begun again."""
+    assert not ledger.confirm("3", "1")
+    ledger.request("3")
+    job = begun(ledger)
+    assert not ledger.confirm("3", "1")
+    assert ledger.confirm("3", "2", job.id), "the job itself has read nothing yet"
+    assert ledger.show_life("one", [job]) == []
+    assert ledger.confirm("3", "3")
+    assert ledger.show_life("one", [job]) == [job]
+    assert ledger.end(job, BETTER, publishing_of_nothing) is None
+    later(LEASE_S + 1)
+    (lost,) = ledger.lost()
+    assert ledger.give_back(lost, lost=True)
+    assert begun(ledger).attempts == 2
+
+
+def publishing_of_nothing(_: Transaction) -> Ending:
+    raise AssertionError("a model of another project's labels")

@@ -70,6 +70,15 @@ def test_a_project_of_a_label_studio_that_was_set_up_again_begins_anew(services:
     assert (served(services, ANOTHER), served(services, OURS)) == (OWN, DEFAULT)
 
 
+def test_a_project_that_was_forgotten_leaves_its_model_to_no_other(services: Services, studio: Any) -> None:
+    """As one that Label Studio has not any more, before it has another one of its number."""
+    services.jobs.ledger.forget("7")
+    studio.born = ANOTHER
+    assert served(services, ANOTHER) == DEFAULT
+    services.jobs.look("7")
+    assert services.store.live_tag("7") == DEFAULT, "for a command or a training too"
+
+
 def test_a_pointer_of_an_older_release_is_the_project_s_that_label_studio_has(services: Services) -> None:
     """It says nothing of when the project was made; until Label Studio does it is everybody's of that number."""
     with services.database.writing("7") as work:
