@@ -202,7 +202,11 @@ class Jobs:
             if self.name:
                 return
             self.name = this_process()
-        threading.Thread(target=self._live, name="life", daemon=True).start()
+            try:
+                threading.Thread(target=self._live, name="life", daemon=True).start()
+            except RuntimeError:  # this machine allows no more threads now
+                self.name = ""
+                raise
 
     def run_next(self, *_: object) -> None:
         """
@@ -229,9 +233,13 @@ class Jobs:
         self._pass_on()
         return True
 
-    def confirm(self, project: StudioProject) -> None:
+    def confirm(self, project: StudioProject, by: str = "") -> None:
         """
         Ask Label Studio when a project was made: another one of the same number begins without a model of its own.
+
+        Args:
+            project: Of Label Studio.
+            by: The job for which that is asked, which has read no labels yet.
 
         Raises:
             ProjectGoneError: It has no such project.
@@ -241,7 +249,7 @@ class Jobs:
         known = self.ledger.known(number)
         if not made or (known is not None and known.made == made and not known.doubted):
             return
-        if self.ledger.confirm(number, made):
+        if self.ledger.confirm(number, made, by):
             logger.warning("Project %s is not the one that had this number before: Label Studio was set up again, or is"
                            " another one. That one's model is not live any more.", number)  # fmt: skip
 
@@ -374,11 +382,15 @@ class Jobs:
     def _wake(self, enough: int, wait_s: float = WAKE_S) -> None:
         """Wake a worker, in the background if it takes long; where that fails, he finds in the ledger what waits."""
         with self._gate:
-            ringing, self._enough = self._ringing, max(self._enough, enough)
-            if ringing is None:  # one at a time, as a queue that hangs would keep them all
-                ringing = self._ringing = threading.Thread(target=self._ring, name="wake", daemon=True)
-                ringing.start()
-        ringing.join(wait_s)
+            self._enough = max(self._enough, enough)
+            if self._ringing is None:  # one at a time, as a queue that hangs would keep them all
+                thread = threading.Thread(target=self._ring, name="wake", daemon=True)
+                with suppress(RuntimeError):  # this machine allows no more threads now
+                    thread.start()
+                    self._ringing = thread
+            ringing = self._ringing
+        if ringing is not None:
+            ringing.join(wait_s)
 
     def _ring(self) -> None:
         """Put messages into the queue as long as any are asked for."""
@@ -461,8 +473,8 @@ class Jobs:
         with self._gate:
             self._rounds.add(wanted)
             if not self._looking:
-                self._looking = True
                 threading.Thread(target=self._look_on, name="look", daemon=True).start()
+                self._looking = True
 
     def _look_on(self) -> None:
         """Look as long as rounds are asked for; what they find wakes a worker."""

@@ -154,3 +154,29 @@ def test_a_training_that_is_anothers_by_now_is_ended(
     for thread in threading.enumerate():
         if thread.name == "life":
             thread.join(30)
+
+
+@pytest.mark.usefixtures("studio")
+def test_a_machine_that_allows_no_more_threads_costs_no_later_wakening(
+    by_itself: Jobs, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is accepted then is written down; and what failed goes on as soon as there are threads again."""
+    monkeypatch.setattr(Jobs, "_live", live_on)
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        assert by_itself.request("7")["state"] == WAITING
+        for begin in (by_itself.begin, by_itself.look_after):
+            with pytest.raises(RuntimeError, match="new thread"):
+                begin()
+    looked_at: list[bool] = []
+    monkeypatch.setattr(Jobs, "_look_round", lambda _, wanted: looked_at.append(wanted))
+    by_itself.look_after()
+    wait_for(by_itself.huey.pending_count)
+    wait_for(lambda: looked_at)
+    by_itself.begin()
+    wait_for(ledger.workers)
+    by_itself.stop()
