@@ -28,7 +28,7 @@ from lzma import LZMAError
 from pathlib import Path
 
 from celestial_backend.database import Database, Transaction
-from celestial_backend.errors import ModelError, ModelLoadError
+from celestial_backend.errors import ModelError, ModelLoadError, StateError
 from celestial_backend.models import headed
 from celestial_backend.models.registry import ASKED_FOR, Described, Registry, disk, tag_of
 from celestial_backend.models.saved import description_in
@@ -36,6 +36,7 @@ from celestial_backend.settings import MODEL_NAME, project_of
 
 logger = logging.getLogger(__name__)
 PART_BYTES = 4_000_000
+PART_S = 30.0  # in which a part must have come, over the slowest line
 LARGE_BYTES = 1_000_000  # models above it come one at a time, and smaller ones wait for none of them
 MAX_BYTES = 200_000_000  # of a file that a person adds
 ADD_S = 30.0  # for others that write, while a person waits
@@ -129,7 +130,8 @@ class SharedRegistry(Registry):
                         self._unpack(tag, row["digest"], folder)
                         os.utime(folder / "model.yaml", (ASKED_FOR, ASKED_FOR))
                     logger.info("%s came from the database", tag)
-                    self._tidy(project_of(tag))
+                    with suppress(StateError):  # the next one that comes makes up for it
+                        self._tidy(project_of(tag))
         except ModelLoadError as error:
             logger.error("%s", error)  # noqa: TRY400 - the sentence says it
             self._ask_again[tag] = time.monotonic() + AGAIN_S
@@ -152,7 +154,7 @@ class SharedRegistry(Registry):
         """
         with tempfile.TemporaryFile(dir=folder.parent) as file:
             for part in count():
-                row = self._database.row(BODY, tag=tag, part=part)
+                row = self._database.row(BODY, answer_s=PART_S, tag=tag, part=part)
                 if row is None:
                     break
                 file.write(row["body"])

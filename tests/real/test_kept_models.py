@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +24,7 @@ from celestial_backend.models.store import ModelStore
 from celestial_backend.planets.renderer import render
 from celestial_backend.settings import Settings, project_tag
 from tests.support.colours import Colours, plain
+from tests.support.postgres_server import PostgresServer
 from tests.support.stores import store_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -118,3 +125,43 @@ def test_a_model_that_was_pruned_is_gone_everywhere(
     assert [row["tag"] for row in rows] == tags[2:]
     assert second.prune("3") == tags[:2]
     assert {model.tag for model in second.registry.models()} == {shared, *tags[2:]}
+
+
+@contextmanager
+def slow_line(port: int) -> Iterator[int]:
+    """A port that leads to another one; what comes back from there comes at 200 KB a second."""
+
+    class Line(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as there:
+                threading.Thread(target=self._pass_on, args=(there,), daemon=True).start()
+                while part := there.recv(10_000):
+                    self.request.sendall(part)
+                    time.sleep(0.05 * (len(part) > 5_000))
+
+        def _pass_on(self, there: socket.socket) -> None:
+            with suppress(OSError):
+                while part := self.request.recv(10_000):
+                    there.sendall(part)
+                there.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Line) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_a_model_comes_over_a_slow_line_too(postgres_server: PostgresServer, tmp_path: Path) -> None:
+    """Its bytes may take longer than a database that answers at all."""
+    url = postgres_server.fresh()
+    first = store_of(settings_of(tmp_path, "first", url))
+    folder = tmp_path / "0badcafe"
+    folder.mkdir()
+    (folder / "more").write_bytes(os.urandom(300_000))
+    tag = first.registry.add_heads(project_tag("3", "0badcafe"), folder, headed.save(folder, [KIND], "colours-1"))
+    first.publish("3", tag)
+    with slow_line(postgres_server.port) as port:
+        second = store_of(settings_of(tmp_path, "second", url.replace(f":{postgres_server.port}/", f":{port}/")))
+        assert second.live_tag("3") == tag
+        assert second.registry.here(tag)
