@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, RowMapping, TextClause, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, RowMapping, TextClause, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoneLeftError
 from sqlalchemy.pool import NullPool
@@ -87,15 +87,15 @@ class Transaction:
 
     def rows(self, statement: str, **values: Any) -> Sequence[Row]:
         """What a statement gives, row by row."""
-        return self._connection.execute(_text(statement), values).mappings().all()
+        return self._connection.execute(_text(statement), _storable(values)).mappings().all()
 
     def row(self, statement: str, **values: Any) -> Row | None:
         """The first of its rows; None without any."""
-        return self._connection.execute(_text(statement), values).mappings().first()
+        return self._connection.execute(_text(statement), _storable(values)).mappings().first()
 
     def run(self, statement: str, **values: Any) -> int:
         """How many rows a statement changed."""
-        return self._connection.execute(_text(statement), values).rowcount
+        return self._connection.execute(_text(statement), _storable(values)).rowcount
 
     def now(self) -> float:
         """
@@ -126,7 +126,8 @@ class Database:
             look_only: Nothing is made or changed; where there are no tables, there are no rows.
         """
         self.old: dict[Path, Callable[[Transaction], bool]] = {}
-        self._url = make_url(settings.database_url or f"sqlite:///{settings.state.database}")
+        own = URL.create("sqlite", database=str(settings.state.database))  # whatever signs are in the path
+        self._url = make_url(settings.database_url) if settings.database_url else own
         self._file = None if self._url.get_backend_name() == "postgresql" else Path(self._url.database or "")
         self._look_only = look_only
         self._opening = threading.Lock()
@@ -157,7 +158,7 @@ class Database:
             try:
                 return _read(engine, statement, values, answer_s)
             except DBAPIError as error:
-                if self._look_only and _code(error) == UNDEFINED_TABLE:
+                if self._look_only and _lacks_table(error):
                     return []
                 if not error.connection_invalidated or _is_silent(error):
                     raise
@@ -169,9 +170,9 @@ class Database:
 
     def close(self) -> None:
         """Let all connections go; what is asked for next opens new ones."""
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
 
     def now(self) -> float:
         """As `Transaction.now`."""
@@ -210,20 +211,39 @@ class Database:
 
     def _ready(self) -> _Opened:
         """The connections of this process, with the tables made; a fork has none of its parent's."""
-        if self._opened is None or self._opened.process != os.getpid():
-            with self._opening:
-                if self._opened is None or self._opened.process != os.getpid():
-                    opened = self._connected()
-                    try:
-                        if not self._look_only and self._wants_tables(opened.reading):
-                            self._see_to_tables(opened.writing)
-                    except BaseException:
-                        opened.close()
-                        raise
-                    if not self._look_only and self._is_fixed():
-                        return opened  # for this once: it may be possible to write there soon
-                    self._opened = opened
-        return self._opened
+        if (ready := self._still_opened()) is not None:
+            return ready
+        with self._opening:
+            if (ready := self._still_opened()) is not None:
+                return ready
+            opened = self._connected()
+            try:
+                if not self._look_only and self._wants_tables(opened.reading):
+                    self._see_to_tables(opened.writing)
+                opened = replace(opened, file=self._identity())
+            except BaseException:
+                opened.close()
+                raise
+            if self._look_only or not self._is_fixed():  # else for this once: it may be possible to write there soon
+                self._opened = opened
+            return opened
+
+    def _still_opened(self) -> _Opened | None:
+        """The connections that there are; none to a file in whose place is another one, or none."""
+        opened = self._opened
+        if opened is None or opened.process != os.getpid():
+            return None
+        if opened.file == self._identity():
+            return opened
+        self.close()
+        return None
+
+    def _identity(self) -> tuple[int, int] | None:
+        """What is another one when the file was removed, or a copy was put back."""
+        with suppress(FileNotFoundError):
+            found = self._file.stat() if self._file is not None else None
+            return found and (found.st_dev, found.st_ino)
+        return None
 
     def _is_empty(self) -> bool:
         """Whether it is a file that is not there, or has nothing in it."""
@@ -236,7 +256,7 @@ class Database:
 
     def _connected(self) -> _Opened:
         if self._file is None:
-            address = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+            address = address_of(self._url)
             options = f"-c search_path={SCHEMA} -c default_transaction_read_only={'on' if self._look_only else 'off'}"
             shared = {"pool_size": CONNECTIONS, "max_overflow": 4 * CONNECTIONS, "pool_timeout": WRITE_S,
                       "creator": partial(_patient(), address, options=options)}  # fmt: skip
@@ -247,7 +267,7 @@ class Database:
         if looks := self._look_only or self._is_fixed():
             if self._is_empty():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            url = make_url(f"sqlite:///file:{quote(str(self._file))}?mode=ro&uri=true")
+            url = URL.create("sqlite", database=f"file:{quote(str(self._file))}", query={"mode": "ro", "uri": "true"})
             pool = {"poolclass": NullPool}  # one that stays open would keep others of this process from writing
         else:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +285,7 @@ class Database:
         try:
             about = {row["name"]: row["value"] for row in _read(engine, ABOUT, {}, ANSWER_S)}
         except DBAPIError as error:
-            if _code(error) != UNDEFINED_TABLE and "no such table" not in str(error.orig):
+            if not _lacks_table(error):
                 raise
             return True
         _check(about)
@@ -276,7 +296,8 @@ class Database:
         with _begun(engine, time.monotonic() + TABLES_S) as transaction:
             if self._file is None:
                 transaction.rows("SELECT pg_advisory_xact_lock(hashtext('celestial tables'))")
-                transaction.run(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+                if transaction.row(f"SELECT 1 WHERE to_regnamespace('{SCHEMA}') IS NULL"):  # else no right is needed
+                    transaction.run(f"CREATE SCHEMA {SCHEMA}")
             transaction.run("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
             about = {row["name"]: row["value"] for row in transaction.rows(ABOUT)}
             _check(about)
@@ -298,9 +319,16 @@ class Database:
         try:
             yield
         except (SQLAlchemyError, OSError, NoTurnError) as error:
+            if isinstance(error, DBAPIError) and _lacks_table(error):
+                self.close()  # the database was made anew: whoever asks next makes the tables
             place, remedy = ("", DATABASE_REMEDY) if self._file is None else (" in the state folder", STATE_REMEDY)
             nothing = "" if done == "read" else " Nothing was accepted."
             raise StateError(f"The database{place} cannot be {done} ({_why(error)}).{nothing} {remedy}") from error
+
+
+def address_of(url: str | URL) -> str:
+    """The address of a PostgreSQL as its own library reads it, of one that SQLAlchemy reads."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False).replace(" ", "%20")
 
 
 def _check(about: Mapping[str, int]) -> None:
@@ -323,6 +351,7 @@ class _Opened:
     process: int
     reading: Engine
     writing: Engine
+    file: tuple[int, int] | None = None
 
     def close(self) -> None:
         """Let the connections go."""
@@ -335,10 +364,18 @@ def _text(statement: str) -> TextClause:
     return text(statement)
 
 
+def _storable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values without what no text of PostgreSQL may hold, NUL and halves of signs; a stranger may have sent them."""
+    return {
+        name: value.encode(errors="replace").decode().replace("\0", "?") if isinstance(value, str) else value
+        for name, value in values.items()
+    }
+
+
 def _read(engine: Engine, statement: str, values: Mapping[str, Any], answer_s: float) -> Sequence[Row]:
     with engine.connect() as connection:
         _wait(connection, answer_s)
-        return connection.execute(_text(statement), values).mappings().all()
+        return connection.execute(_text(statement), _storable(values)).mappings().all()
 
 
 @contextmanager
@@ -364,7 +401,8 @@ def _patient() -> Callable[..., Any]:
                 self.pgconn.finish()
                 raise psycopg.OperationalError(SILENT) from silent
 
-    return partial(Patient.connect, connect_timeout=CONNECT_S, **ALIVE)
+    # A statement that the server has prepared fails once a newer release has added a column to a table.
+    return partial(Patient.connect, connect_timeout=CONNECT_S, prepare_threshold=None, **ALIVE)
 
 
 def _wait(connection: Connection, answer_s: float) -> None:
@@ -410,6 +448,10 @@ def _in_turn(begin: Callable[[], object], deadline: float, refused: type[Excepti
 
 def _since_start() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _lacks_table(error: DBAPIError) -> bool:
+    return _code(error) == UNDEFINED_TABLE or "no such table" in str(error.orig)
 
 
 def _code(error: DBAPIError) -> str:

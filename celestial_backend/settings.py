@@ -26,6 +26,7 @@ ON, OFF = ("on", "true", "1", "yes"), ("off", "false", "0", "no")
 NEVER = 0  # of CELESTIAL_TRAIN_EVERY: `off`
 PROJECT_MAX = 2**63 - 1  # what a database holds
 NEEDS_LABELS = f"{MODEL_NAME}:needs-labels"  # the version as long as nothing can be predicted; no model has it
+POSTGRESQL = re.compile(r"[+a-z]+://([^@]*@)?(\[[0-9A-Fa-f:.]+\]|[^@:/?\[\]]*)(:\d+)?([/?][^@]*)?", re.ASCII)
 NUMBER = re.compile(r"[1-9][0-9]{0,18}")
 PROJECT_VERSION = re.compile(r"project-(?P<project>[0-9]+)-[0-9a-z]+")
 
@@ -94,8 +95,10 @@ def _share(text: str) -> float:
 
 
 def _database(text: str) -> str:
-    if not re.match(r"sqlite:///[^:]|postgresql(\+psycopg)?://", text):
+    if not re.match(r"sqlite:///[^:?]|postgresql(\+psycopg)?://", text):
         raise ValueError("must be an address that starts with postgresql://, or sqlite:/// and the path of a file")
+    if not text.startswith("sqlite") and not POSTGRESQL.fullmatch(text):
+        raise ValueError("must be postgresql://user:password@host:port/name, with %40 for an @ in the password")
     return re.sub(r"^postgresql://", "postgresql+psycopg://", text)
 
 

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from celestial_backend.database import VERSION, Database
+from celestial_backend.database import SCHEMA, VERSION, Database
 from celestial_backend.errors import (
     DATABASE_REMEDY,
     PASSWORD,
@@ -34,6 +34,10 @@ from celestial_backend.services import Services
 from celestial_backend.settings import MODEL_NAME, Settings
 
 ANSWER_S = 5.0
+MAY_MAKE = (  # tables: in a schema that is there, or in one of its own
+    f"SELECT COALESCE(has_schema_privilege(CAST(to_regnamespace('{SCHEMA}') AS oid), 'CREATE'),"
+    " has_database_privilege(current_database(), 'CREATE')) AS may"
+)
 OURS = "CelestialBodiesBackend"  # the model class that /health tells
 State = Literal["ok", "warn", "fail", "not checked"]
 OLDEST, TOO_NEW = (3, 11), (3, 14)  # as pyproject.toml says
@@ -256,7 +260,7 @@ def database(settings: Settings) -> Finding:
     try:
         about = {row["name"]: row["value"] for row in looked_at.rows("SELECT name, value FROM about")}
         if shared and not about:
-            (row,) = looked_at.rows("SELECT has_database_privilege(current_database(), 'CREATE') AS may")
+            (row,) = looked_at.rows(MAY_MAKE)
             may_make = row["may"]
     except StateError as error:
         remedy = DATABASE_REMEDY if shared else STATE_REMEDY

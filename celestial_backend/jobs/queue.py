@@ -8,6 +8,8 @@ import math
 import select
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -16,7 +18,7 @@ from huey.registry import Message
 from huey.serializer import Serializer
 from huey.storage import PostgresStorage
 
-from celestial_backend.database import ALIVE, CONNECT_S, SCHEMA
+from celestial_backend.database import ALIVE, CONNECT_S, SCHEMA, address_of
 from celestial_backend.errors import STATE_REMEDY, StateError
 from celestial_backend.settings import Settings
 
@@ -41,7 +43,7 @@ def make_queue(settings: Settings) -> Huey:
             return SqliteHuey(NAME, filename=str(settings.state.queue), timeout=TIMEOUT_S, **options)
         except (sqlite3.Error, OSError) as error:
             raise StateError(f"The queue in the state folder cannot be opened ({error}). {STATE_REMEDY}") from error
-    address = str(settings.database_url).replace("+psycopg", "", 1)
+    address = address_of(str(settings.database_url))
     return PostgresHuey(NAME, storage_class=_Postgres, dsn=address, create_tables=False, **options)
 
 
@@ -55,7 +57,8 @@ class _Postgres(PostgresStorage):  # type: ignore[misc]
         if found == (None,):
             with connection.transaction():
                 connection.execute("SELECT pg_advisory_xact_lock(hashtext('celestial tables'))")
-                for statement in (f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}", *self.ddl):
+                there = connection.execute("SELECT to_regnamespace(%s)", (SCHEMA,)).fetchone() != (None,)
+                for statement in (*([] if there else [f"CREATE SCHEMA {SCHEMA}"]), *self.ddl):
                     connection.execute(statement)
         return connection
 
@@ -70,6 +73,16 @@ class _Postgres(PostgresStorage):  # type: ignore[misc]
             if said.poll(0):
                 self._conn.close()
         return super().conn
+
+    @contextmanager
+    def db(self, *how: Any, **also: Any) -> Iterator[Any]:
+        """As Huey's; after tables were removed while it was connected, the next use makes them."""
+        try:
+            with super().db(*how, **also) as cursor:
+                yield cursor
+        except psycopg.errors.UndefinedTable:
+            self.close()
+            raise
 
 
 class _JsonSerializer(Serializer):  # type: ignore[misc]

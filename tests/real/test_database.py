@@ -10,12 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
+import psycopg
 import pytest
 
-from celestial_backend.database import OLDEST, VERSION, Database
+from celestial_backend.database import OLDEST, SCHEMA, VERSION, Database
 from celestial_backend.errors import StateError
+from celestial_backend.jobs.queue import make_queue
 from celestial_backend.settings import Settings
+from tests.support.postgres_server import PostgresServer
 
 ADD = "INSERT INTO live (project, tag, job) VALUES (:project, 'a:b', '')"
 READ = "SELECT project FROM live ORDER BY project"
@@ -156,7 +160,26 @@ def test_tables_of_a_newer_release_are_worked_with_where_it_allows_that(database
     assert about == {"version": VERSION + 1, "oldest": OLDEST}
 
 
+def test_a_column_of_a_newer_release_disturbs_no_older_one_that_runs(database: Database, settings: Settings) -> None:
+    """Whatever it has read before, often enough for a server to remember the statement."""
+    add(database, "3")
+    every = "SELECT * FROM live"
+    for _ in range(10):
+        assert len(database.rows(every)) == 1
+    with Database(settings).writing("tables") as transaction:
+        transaction.run("ALTER TABLE live ADD COLUMN more TEXT")
+    assert [row["project"] for row in database.rows(every)] == ["3"]
+
+
 # Looking only
+
+
+def test_any_text_can_be_written_and_asked_for(database: Database) -> None:
+    """What no text of PostgreSQL may hold has given way; a job whose reason has it could never end."""
+    with database.writing("3") as transaction:
+        transaction.run("INSERT INTO live (project, tag, job) VALUES ('3', :tag, '')", tag="a\0b\ud83d é 🪐")
+    assert database.row("SELECT tag FROM live") == {"tag": "a?b? é 🪐"}
+    assert database.rows("SELECT tag FROM live WHERE project = :project", project="\0\udcff") == []
 
 
 def test_who_only_looks_makes_nothing(settings: Settings) -> None:
@@ -179,7 +202,72 @@ def test_who_only_looks_puts_no_file_beside_it(tmp_path: Path) -> None:
     assert list(settings.model_dir.iterdir()) == []
 
 
+# Names
+
+
+@pytest.mark.parametrize("name", ["per cent %41%", "mark?", "hash #1"])
+def test_the_state_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """Its file lies there and nowhere else, and who only looks finds it."""
+    settings = Settings(model_dir=tmp_path / "odd" / name)
+    database = Database(settings)
+    add(database, "3")
+    assert projects(Database(settings, look_only=True)) == ["3"]
+    database.close()
+    assert projects(Database(settings, look_only=True)) == ["3"]
+    assert [path.relative_to(tmp_path / "odd").parts[0] for path in (tmp_path / "odd").rglob("*.db")] == [name]
+
+
+def test_a_password_may_have_any_signs(postgres_server: PostgresServer) -> None:
+    """Written as addresses have them; the database and the queue read them alike."""
+    url, password = postgres_server.fresh(), "a@b:c/d e%41?#+"
+    with psycopg.connect(url, autocommit=True) as administrator:
+        user = f"odd_{administrator.info.dbname}"
+        administrator.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{password}'")
+        administrator.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {user}")
+    settings = Settings.from_environ(
+        {"CELESTIAL_DATABASE_URL": f"postgresql://{user}:{quote(password, safe='')}@{url.partition('@')[2]}"}
+    )
+    database = Database(settings)
+    add(database, "3")
+    assert projects(database) == ["3"], "in the schema that an administrator has made"
+    assert make_queue(settings).storage.queue_size() == 0
+
+
 # Trouble
+
+
+def lose_tables(settings: Settings) -> None:
+    """The database is made anew while it is in use, as by somebody who begins again or puts a copy back."""
+    if settings.database_url and settings.database_url.startswith("postgresql"):
+        with psycopg.connect(settings.database_url, autocommit=True) as administrator:
+            administrator.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
+    else:
+        Path((settings.database_url or "").removeprefix("sqlite:///")).unlink()
+
+
+def test_a_database_that_was_made_anew_is_used_from_then_on(database: Database, settings: Settings) -> None:
+    """By all who used the old one, after one sentence at most: what is accepted then is there for all."""
+    other = Database(settings)
+    add(database, "3")
+    assert projects(other) == ["3"]
+    lose_tables(settings)
+    for each in (database, other):
+        with suppress(StateError):
+            projects(each)
+    assert (projects(database), projects(other)) == ([], [])
+    add(database, "4")
+    add(other, "5")
+    assert projects(Database(settings)) == projects(database) == projects(other) == ["4", "5"]
+
+
+def test_tables_that_are_missing_at_a_writing_are_made(database: Database, settings: Settings) -> None:
+    """As for one who never reads."""
+    add(database, "3")
+    lose_tables(settings)
+    with suppress(StateError):
+        add(database, "4")
+    add(database, "5")
+    assert "5" in projects(Database(settings))
 
 
 def test_who_only_looks_sees_what_is_written_later(settings: Settings) -> None:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from huey import Huey
 
+from celestial_backend.database import SCHEMA
 from celestial_backend.jobs.queue import make_queue
 from celestial_backend.settings import Settings
 from tests.support.backend_server import free_port
@@ -93,6 +94,18 @@ def test_the_first_message_after_a_restart_comes_through(
     postgres_server.kill()
     postgres_server.start()
     assert queue.storage.queue_size() == 2
+    assert queue.dequeue().name == "train"
+
+
+def test_tables_that_were_removed_are_made_again(on_postgres: Settings) -> None:
+    """As by somebody who puts a copy of the database back: those who are connected fail once at most."""
+    queue = make_queue(on_postgres)
+    assert queue.dequeue() is None
+    with psycopg.connect(str(on_postgres.database_url).replace("+psycopg", ""), autocommit=True) as administrator:
+        administrator.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        queue.dequeue()
+    queue.enqueue(with_task(queue).s())
     assert queue.dequeue().name == "train"
 
 

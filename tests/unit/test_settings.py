@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -143,6 +144,26 @@ def test_an_address_of_a_database_is_refused_without_its_password() -> None:
 def test_the_address_of_a_database_is_not_shown() -> None:
     """It holds a password, and settings may be printed."""
     assert "s3cret" not in repr(Settings.from_environ({"CELESTIAL_DATABASE_URL": "postgresql://me:s3cret@there/it"}))
+
+
+@pytest.mark.parametrize(
+    ("address", "taken"),
+    [
+        ("postgresql://me:s3%40%2F%3A%25cret@there:5432/it", True),
+        ("postgresql+psycopg://me:s3/c%ret@[::1]:5432/it?sslmode=require", True),
+        ("postgresql:///it?host=/run/postgresql", True),
+        ("postgresql://%2Frun%2Fpostgresql/it", True),
+        ("postgresql://me:s3c@ret@there/it", False),
+        ("postgresql://me:s3c@r:et@there/it", False),
+        ("postgresql://one:5432,two:5432/it", False),
+        ("postgresql://me:s3cret@there:port/it", False),
+        ("sqlite:///?s3cret", False),
+    ],
+)
+def test_an_address_of_a_database_that_cannot_be_read_is_refused_at_once(address: str, taken: bool) -> None:
+    """Not where it is used first, with a traceback that shows a part of the password; the remedy is told."""
+    with contextlib.nullcontext() if taken else pytest.raises(SettingsError, match=r"%40 for an @|path of a file"):
+        assert Settings.from_environ({"CELESTIAL_DATABASE_URL": address}).database_url
 
 
 
