@@ -133,6 +133,7 @@ class Database:
         self._opening = threading.Lock()
         self._turn = threading.Lock()  # one thread at a time: those that SQLite lets wait are passed by newcomers
         self._opened: _Opened | None = None
+        self._failure: Exception | None = None  # of the last opening, if that failed
 
     @property
     def name(self) -> str:
@@ -189,12 +190,22 @@ class Database:
         """
         deadline = time.monotonic() + wait_s
         with self._told("written"):
-            engine = self._ready().writing
-            with self._alone(wait_s), _begun(engine, deadline) as transaction:
+            opened = self._ready()
+            with self._alone(wait_s), self._unhindered(opened), _begun(opened.writing, deadline) as transaction:
                 if self._file is None:
                     alone = "SELECT set_config('lock_timeout', :wait, true), pg_advisory_xact_lock(hashtext(:key))"
                     transaction.rows(alone, wait=f"{max(1, round(1000 * wait_s))}ms", key=f"celestial {key}")
                 yield transaction
+
+    @contextmanager
+    def _unhindered(self, opened: _Opened) -> Iterator[None]:
+        """Where a PostgreSQL allows no more connections, those that only wait to read leave room for the next time."""
+        try:
+            yield
+        except DBAPIError as error:
+            if self._file is None and not _code(error):
+                opened.reading.dispose()
+            raise
 
     @contextmanager
     def _alone(self, wait_s: float) -> Iterator[None]:
@@ -213,20 +224,30 @@ class Database:
         """The connections of this process, with the tables made; a fork has none of its parent's."""
         if (ready := self._still_opened()) is not None:
             return ready
+        before = self._failure
         with self._opening:
             if (ready := self._still_opened()) is not None:
                 return ready
-            opened = self._connected()
+            if self._failure is not None and self._failure is not before:
+                raise self._failure  # who has waited meanwhile does not try in vain too, for seconds each
             try:
-                if not self._look_only and self._wants_tables(opened.reading):
-                    self._see_to_tables(opened.writing)
-                opened = replace(opened, file=self._identity())
-            except BaseException:
-                opened.close()
+                opened = self._open()
+            except (DBAPIError, OSError) as error:
+                self._failure = error
                 raise
             if self._look_only or not self._is_fixed():  # else for this once: it may be possible to write there soon
                 self._opened = opened
             return opened
+
+    def _open(self) -> _Opened:
+        opened = self._connected()
+        try:
+            if not self._look_only and self._wants_tables(opened.reading):
+                self._see_to_tables(opened.writing)
+            return replace(opened, file=self._identity())
+        except BaseException:
+            opened.close()
+            raise
 
     def _still_opened(self) -> _Opened | None:
         """The connections that there are; none to a file in whose place is another one, or none."""

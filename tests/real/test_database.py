@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -234,6 +236,59 @@ def test_a_password_may_have_any_signs(postgres_server: PostgresServer) -> None:
 
 
 # Trouble
+
+
+def test_connections_that_wait_to_read_keep_nobody_from_writing(postgres_server: PostgresServer) -> None:
+    """As where PostgreSQL allows few of them: one sentence, and then it goes on."""
+    url = postgres_server.fresh()
+    with psycopg.connect(url, autocommit=True) as administrator:
+        user = f"few_{administrator.info.dbname}"
+        administrator.execute(f"CREATE ROLE {user} LOGIN PASSWORD 'few' CONNECTION LIMIT 2")
+        administrator.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {user}")
+    database = Database(Settings(database_url=f"postgresql://{user}:few@{url.partition('@')[2]}"))
+    add(database, "3")
+    database.close()
+    together = threading.Barrier(2)
+
+    def read(_: int) -> None:
+        together.wait(30)
+        database.rows("SELECT pg_sleep(0.3)")
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(read, range(2)))
+    with suppress(StateError):
+        add(database, "4")
+    add(database, "5")
+    assert "5" in projects(database)
+
+
+def test_of_many_who_ask_a_silent_database_first_none_waits_for_all_others(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A web server that starts meanwhile has its threads back."""
+    database, tries = Database(Settings(database_url=postgres_server.fresh())), []
+    connected = Database._connected
+
+    def counted(self: Database) -> Any:
+        tries.append(self)
+        return connected(self)
+
+    monkeypatch.setattr(Database, "_connected", counted)
+    begin = threading.Barrier(8)
+
+    def ask(_: int) -> None:
+        begin.wait(30)
+        with pytest.raises(StateError, match="it does not answer"):
+            projects(database)
+
+    postgres_server.signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(ask, range(8)))
+    finally:
+        postgres_server.signal(signal.SIGCONT)
+    assert len(tries) == 1
+    assert projects(database) == []
 
 
 def lose_tables(settings: Settings) -> None:
