@@ -232,6 +232,9 @@ def test_a_database_in_which_no_schema_may_be_made(monkeypatch: MonkeyPatch, pos
     told = doctor()
     assert told.state("Database") == "fail"
     assert "GRANT CREATE" in told.findings["Database"]["mend"]
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE SCHEMA celestial AUTHORIZATION guest")
+    assert doctor().state("Database") == "ok", "an administrator has made it"
 
 
 def test_a_worker_that_is_dead(
