@@ -332,7 +332,7 @@ class Database:
             done = [path for path in there if self.old[path](transaction)]
         for path in done:
             with suppress(OSError):
-                path.rename(path.with_name(f"{path.name}.old"))
+                path.rename(_free(path))
 
     @contextmanager
     def _told(self, done: str) -> Iterator[None]:
@@ -359,6 +359,12 @@ def _check(about: Mapping[str, int]) -> None:
             f"The database is used by a newer release of celestial-backend, whose tables have version"
             f" {about['version']}; this one knows version {VERSION}. Upgrade celestial-backend here too."
         )
+
+
+def _free(path: Path) -> Path:
+    """Where what was taken over goes: beside what went there before, if an older release was started again."""
+    names = (path.with_name(f"{path.name}.old{number}") for number in ("", *range(2, 1000)))
+    return next(name for name in names if not name.exists())
 
 
 class NoTurnError(Exception):

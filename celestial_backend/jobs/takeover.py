@@ -7,20 +7,20 @@ import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from celestial_backend.database import Transaction
 from celestial_backend.jobs.ledger import MERGED, PUBLISHED, RUNNING, WAITING
-from celestial_backend.settings import Settings
+from celestial_backend.settings import Settings, is_project
 
 logger = logging.getLogger(__name__)
 
 JOB = ("id", "project", "state", "requests", "attempts", "requested_at", "started_at", "ended_at", "reason", "progress",
        "outcome", "told")  # fmt: skip
 PROJECT = ("project", "labels", "read_until", "trained_labels", "trained_at", "pressed", "look", "looked_at", "missing",
-           "brought")  # fmt: skip
+           "brought", "event_at")  # fmt: skip
 PRUNED = ("state", "jobs")
 
 
@@ -32,8 +32,9 @@ def take_over_jobs(settings: Settings, work: Transaction) -> bool:
     except sqlite3.Error as error:
         logger.warning("The list of jobs of an older release, %s, cannot be read: %s", file.name, error)
         return False
+    jobs, projects = ([row for row in rows if is_project(row["project"])] for rows in (jobs, projects))
     for project in projects:
-        _add(work, "projects", project, PROJECT)
+        _add(work, "projects", project | {"event_at": _event_at(settings, project["project"])}, PROJECT)
     pressed = {} if not jobs or "from_scratch" not in jobs[0] else {job["project"] for job in jobs}
     for project in pressed:  # until 0.1 the button was the way to a training
         work.run("UPDATE projects SET pressed = 1 WHERE project = :project", project=project)
@@ -48,7 +49,8 @@ def take_over_jobs(settings: Settings, work: Transaction) -> bool:
 
 def _rows(file: Path, table: str) -> list[dict[str, Any]]:
     """The rows of a table, in the order in which they were written; none where there is no such table."""
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as old:
+    # Not read-only: where its writer was killed, SQLite puts the file in order first.
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as old:
         old.row_factory = sqlite3.Row
         if not old.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
             return []
@@ -61,12 +63,13 @@ def _settled(settings: Settings, job: dict[str, Any], waits: dict[str, str]) -> 
         return job
     tag = _published(settings.state.old_pointers / f"{job['project']}.json", job["id"])
     if tag is not None:
-        return job | {"state": PUBLISHED, "ended_at": time.time(), "outcome": json.dumps({"tag": tag}), "told": 0}
+        return job | {"state": PUBLISHED, "reason": "It was interrupted when its model was live.",
+                      "outcome": json.dumps({"tag": tag}), "ended_at": time.time(), "told": 0}  # fmt: skip
     other = waits.setdefault(job["project"], job["id"])
     if other == job["id"]:
         return job | {"state": WAITING, "started_at": None, "progress": "{}"}
     return job | {"state": MERGED, "reason": f"It was interrupted, and job {other} does its work.",
-                  "outcome": json.dumps({"job": other})}  # fmt: skip
+                  "outcome": json.dumps({"job": other}), "ended_at": time.time()}  # fmt: skip
 
 
 def _published(pointer: Path, job: str) -> str | None:
@@ -76,6 +79,13 @@ def _published(pointer: Path, job: str) -> str | None:
         return str(found["tag"]) if found["job"] == job else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _event_at(settings: Settings, project: str) -> float | None:
+    """When the last event of a project's webhook came: until 0.2 it touched a file."""
+    with suppress(OSError):
+        return (settings.state.root / "work" / f"webhook-{project}").stat().st_mtime
+    return None
 
 
 def _add(work: Transaction, table: str, row: Mapping[str, Any], names: Iterable[str]) -> None:

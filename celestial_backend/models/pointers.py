@@ -26,6 +26,7 @@ LAST_MAX = 10_000  # projects whose last pointer is remembered
 AWAY_S = 1.0  # a database that did not answer is asked again after this long, where a last pointer is known
 WARN_S = 60.0
 READ = "SELECT tag, job, made FROM live WHERE project = :project"
+UNFINISHED = "SELECT 1 FROM work WHERE id = :job AND state NOT IN ('published', 'kept')"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def take_over_pointers(settings: Settings, transaction: Transaction) -> bool:
     """
     Put the pointer files of releases up to 0.2 into the database, and the models that projects were trained to.
 
-    A pointer that is there already stays. It is for `Database.old`.
+    A pointer that is there already stays. What a training that was killed has saved is not taken: its labels are
+    learned again. It is for `Database.old`, after the jobs.
     """
     for path in sorted(settings.state.old_pointers.glob("*.json")):
         pointer = _in_file(path)
@@ -140,7 +142,7 @@ def take_over_pointers(settings: Settings, transaction: Transaction) -> bool:
             )  # fmt: skip
     registry = Registry(settings.bentoml_home)
     for model in registry.models():
-        if model.project is not None:
+        if model.project is not None and not transaction.row(UNFINISHED, job=model.manifest.job or ""):
             _keep(registry, model.tag, transaction)
     return True
 

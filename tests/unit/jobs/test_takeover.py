@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,7 @@ def test_the_list_of_0_1_is_taken_over(settings: Settings) -> None:
     assert [job.id for job in ledger.jobs("3", limit=3)] == ["next", "old199", "old198"]
     assert ledger.counts() == dict.fromkeys(STATES, 0) | {FAILED: 200, WAITING: 1}
     assert ledger.projects() == {"3": "2026-11-23T01:02:03Z", "7": None}
+    assert not ledger.knows("0007"), "PostgreSQL would not take all that was written down"
     assert ledger.known("3") == Known("3", 4, read_until="2026-11-23T01:02:03Z", pressed=True), "it has been trained"
     assert ledger.known("7") == Known("7", 1)
     assert sorted(ledger.looks(wanted=True)) == ["3", "7"], "each is looked at once"
@@ -117,6 +119,7 @@ def test_what_ran_is_settled(settings: Settings) -> None:
     assert [(job.id, job.manifest.tag) for job in ledger.untold()] == [("live", "a:b")]
     assert [ledger.job(name).progress for name in ("other", "none")] == [{}, {}]
     assert ledger.doing("both") == ledger.job("next")
+    assert {job.id for job in ledger.jobs() if job.ended_at} == {"live", "both"}
 
 
 def test_it_is_done_once(settings: Settings, tmp_path: Path) -> None:
@@ -133,6 +136,41 @@ def test_it_is_done_once(settings: Settings, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "copy", settings.state.old_jobs)
     assert states(started(settings)) == {"a": KEPT, "b": WAITING}
     assert not settings.state.old_jobs.exists()
+
+
+def test_what_an_older_release_accepts_afterwards_is_taken_over_too(settings: Settings) -> None:
+    """It was started again by mistake; what was taken over before is kept beside."""
+    write(settings, OF_0_2, ("a", "3", KEPT))
+    assert states(started(settings)) == {"a": KEPT}
+    write(settings, OF_0_2, ("b", "4", WAITING))
+    assert states(started(settings)) == {"a": KEPT, "b": WAITING}
+    assert sorted(path.name for path in settings.model_dir.glob("jobs.db*")) == ["jobs.db.old", "jobs.db.old2"]
+
+
+def test_a_list_whose_writer_was_killed_is_put_in_order(settings: Settings, tmp_path: Path) -> None:
+    """In the midst of a transaction, which is undone."""
+    write(settings, OF_0_2, ("a", "3", WAITING))
+    with closing(sqlite3.connect(settings.state.old_jobs, isolation_level=None)) as db:
+        for statement in ("PRAGMA journal_mode = TRUNCATE", "PRAGMA cache_size = 1", "BEGIN IMMEDIATE"):
+            db.execute(statement)
+        db.executemany("INSERT INTO pruned VALUES (?, 1)", [(f"{number:0100}",) for number in range(1000)])
+        for path in settings.model_dir.glob("jobs.db*"):
+            shutil.copy(path, tmp_path)
+    for path in tmp_path.glob("jobs.db*"):
+        path.replace(settings.model_dir / path.name)
+    assert settings.state.old_jobs.with_name("jobs.db-journal").stat().st_size
+    assert states(started(settings)) == {"a": WAITING}
+
+
+def test_an_event_is_remembered(settings: Settings) -> None:
+    """So that nobody is told that none has come."""
+    rows = "INSERT INTO projects (project) VALUES ('3'), ('4');"
+    write(settings, OF_0_2 + rows)
+    (settings.model_dir / "work").mkdir()
+    (settings.model_dir / "work" / "webhook-3").touch()
+    os.utime(settings.model_dir / "work" / "webhook-3", (5.0, 7.0))
+    ledger = started(settings)
+    assert [known and known.event_at for known in map(ledger.known, "34")] == [7.0, None]
 
 
 def test_many_take_it_over_at_once(settings: Settings) -> None:

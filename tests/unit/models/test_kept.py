@@ -308,6 +308,22 @@ def test_the_models_of_an_older_release_are_taken_over(tmp_path: Path) -> None:
     assert settings.state.old_pointers.with_name("live.old").is_dir()
 
 
+def test_what_a_killed_training_of_an_older_release_has_saved_is_not_taken_over(tmp_path: Path) -> None:
+    """The training begins anew, and learns the same labels again."""
+    first = machine(tmp_path, "first")
+    tags = {job: save(first, tmp_path, project_tag("3", job), job=job) for job in ("0000aaaa", "0000bbbb", "0000cccc")}
+    settings = settings_of(tmp_path, "first")
+    known = (
+        "INSERT INTO work (id, project, state, requests, attempts, requested_at, reason, progress, outcome)"
+        " VALUES (:job, '3', :state, 1, 1, 1, '', '{}', '{}')"
+    )
+    for job, state in {"0000aaaa": "kept", "0000bbbb": "waiting"}.items():  # and of one nothing is known any more
+        change(tmp_path, known, job=job, state=state)
+    settings.state.old_pointers.mkdir(parents=True)
+    again = store_of(settings)
+    assert [again.registry.keeps(tags[job]) for job in ("0000aaaa", "0000bbbb", "0000cccc")] == [True, False, True]
+
+
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
     """A model for all projects, as `bentoml.models.export_model` writes it."""

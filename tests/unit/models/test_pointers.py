@@ -171,10 +171,11 @@ def test_the_pointers_of_an_older_release_are_taken_over_once(database: Database
     assert (pointers.read("3"), pointers.read("12")) == (Pointer("a:1", "0badcafe"), Pointer("a:2"))
     assert (folder.exists(), (folder.with_name("live.old") / "3.json").is_file()) == (False, True)
     write(database, "3", Pointer("a:3"))
-    folder.with_name("live.old").rename(folder)
+    leave(settings, **{"3": '{"tag": "a:4"}', "5": '{"tag": "a:5"}'})
     again = Database(settings)
     again.old[settings.state.old_pointers] = partial(take_over_pointers, settings)
-    assert Pointers(again).projects() == {"3": "a:3", "12": "a:2"}
+    assert Pointers(again).projects() == {"3": "a:3", "5": "a:5", "12": "a:2"}
+    assert (folder.exists(), (folder.with_name("live.old2") / "5.json").is_file()) == (False, True)
 
 
 @pytest.mark.parametrize(
