@@ -101,7 +101,7 @@ class Finding:
 
 def not_checked(name: str, reason: str) -> Finding:
     """The finding of a check that could not be made."""
-    return Finding(name, "not checked", f"Not checked, because {reason}.")
+    return Finding(name, "not checked", f"Not checked, because {reason.removesuffix('.')}.")
 
 
 def requirements(place: Path) -> list[str]:

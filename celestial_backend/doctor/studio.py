@@ -349,7 +349,7 @@ class Connection(Hooked):
             found, classes = model_of(self._services, tag, str(self.number))
             vocabulary = self._services.store.vocabulary(tag, 0)
         except CelestialError as error:
-            return not_checked(name, f"the project has no model: {error}")
+            return not_checked(name, f"its model cannot be known: {error}")
         if not classes or vocabulary is None:
             return found
         try:
@@ -379,7 +379,10 @@ class Connection(Hooked):
         except CelestialError as error:
             return not_checked(name, f"the backend gives none: {error}")
         if told != tag:
-            mend = "Run this command with the BENTOML_HOME and MODEL_DIR of the backend; if it does, start that anew."
+            mend = (
+                "Run this command with the MODEL_DIR and BENTOML_HOME of the backend, or its CELESTIAL_DATABASE_URL;"
+                " if it does, start that anew."
+            )
             return Finding(name, "fail", f"Label Studio was told version {told}, and {tag} is live here.", mend)
         if told == NEEDS_LABELS:
             return Finding(name, "ok", f"Label Studio was told {told}, as nothing can be predicted yet.")
