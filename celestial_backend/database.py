@@ -35,7 +35,7 @@ SILENT = "no answer in time"
 TABLES_S = 30.0  # for another process that makes the tables, or takes over what an older release has left
 CONNECT_S = 2  # the least that psycopg can be told
 LOOK_S = 0.001, 0.003  # between two looks whether another process has ended its writing; SQLite itself sleeps longer
-CONNECTIONS = 8  # that one process keeps; as many again while they are needed
+CONNECTIONS = 8  # that one process keeps, of each kind; more while they are needed
 ALIVE: dict[str, Any] = {
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000,
 }  # fmt: skip

@@ -314,7 +314,7 @@ def test_a_training_survives_its_worker(cluster: Cluster) -> None:
     """It is killed while it trains; the other one finds out within a minute, trains anew, and publishes once."""
 
     def trained_by() -> int | None:
-        running = [process.cmdline() for process in cluster.trainers()]
+        running = [process.info["cmdline"] for process in cluster.trainers()]  # one that ends now has none any more
         return int(running[0][-1]) if running else None
 
     job = cluster.press(9)
