@@ -294,9 +294,6 @@ class Jobs:
         if time.monotonic() < self._looked + LOOK_S:
             return
         self._recover()
-        for job in self.ledger.untold():
-            with _apart(f"Label Studio cannot be told of the model of project {job.project}"):
-                self.tell(job, job.manifest.tag or "", STUDIO_S)
         self._pass_on()
         self._look_beside(wanted=False)
         self._looked = time.monotonic()
@@ -485,9 +482,17 @@ class Jobs:
                     return
                 wanted = self._rounds.pop()
             with _apart("Labels cannot be looked at"):
+                if not wanted:
+                    self._tell_untold()
                 self._look_round(wanted=wanted)
             if not wanted:
                 self._pass_on()
+
+    def _tell_untold(self) -> None:
+        """Tell Label Studio of the models whose trainings ended before they could."""
+        for job in self.ledger.untold():
+            with _apart(f"Label Studio cannot be told of the model of project {job.project}"):
+                self.tell(job, job.manifest.tag or "", STUDIO_S)
 
     def _look_round(self, *, wanted: bool) -> None:
         """Look at the labels of all projects, or of those that want it, while there is time and somebody to ask."""
