@@ -214,8 +214,9 @@ class Jobs:
 
         Whatever the message says that brought the worker here; those of older releases name a project.
         """
-        if not self.run():
-            self._look_beside(wanted=True)
+        with _apart("No training can be begun"):
+            if not self.run():
+                self._look_beside(wanted=True)
 
     def run(self, project: str | None = None) -> bool:
         """Run the job that has waited longest, or that of a project, to its end, and say whether there was one."""
@@ -293,10 +294,11 @@ class Jobs:
         """
         if time.monotonic() < self._looked + LOOK_S:
             return
-        self._recover()
-        self._pass_on()
-        self._look_beside(wanted=False)
-        self._looked = time.monotonic()
+        with _apart("What others have left cannot be looked after"):
+            self._recover()
+            self._pass_on()
+            self._look_beside(wanted=False)
+            self._looked = time.monotonic()
 
     def stop(self) -> None:
         """End the trainings of this worker, as at a SIGTERM; they wait again, as if they had not been begun."""
