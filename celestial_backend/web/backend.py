@@ -61,8 +61,11 @@ class StatelessModel(_SdkModel):  # type: ignore[misc]
 
     def __init__(self, project_id: str | None = None, label_config: str | None = None) -> None:
         self._values: dict[str, Any] = {"label_config": label_config}
+        self._is_made = GENERATION == 1
         if GENERATION == 2:
+            self._values["model_version"] = "asked for while it is made"  # else it is set, and no event needs it
             super().__init__(project_id, label_config or "")
+            self._is_made = True
             return
         super().__init__()
         self.project_id = project_id or ""
@@ -155,7 +158,7 @@ class CelestialBodiesBackend(StatelessModel):
 
     def get(self, key: str) -> Any:
         """A value of this request; ``model_version`` is what `Predictor.version` says now."""
-        if key != "model_version":
+        if key != "model_version" or not self._is_made:
             return super().get(key)
         return self.services.predictor.version(super().get("label_config") or "", self.project_id)
 
