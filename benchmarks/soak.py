@@ -161,7 +161,7 @@ def watch(
 def version_of(backend: BackendServer, project: int) -> str | None:
     """The version that a project is served now."""
     with suppress(requests.RequestException, KeyError, ValueError):
-        return str(backend.post("/setup", {"project": f"{project}.1", "schema": CONFIG}, 30).json()["model_version"])
+        return str(backend.post("/setup", {"project": str(project), "schema": CONFIG}, 30).json()["model_version"])
     return None
 
 

@@ -49,8 +49,8 @@ class Load:
             thread.join(120)
 
     def name(self) -> str:
-        """The project as Label Studio names it."""
-        return f"{self.project}.1"
+        """The project, without the moment at which it was made, which Label Studio names too."""
+        return str(self.project)
 
     def train(self) -> None:
         """Ask for a training."""
