@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from celestial_backend.errors import SettingsError
 from celestial_backend.state import StateFolder
@@ -28,6 +28,15 @@ PROJECT_MAX = 2**63 - 1  # what a database holds
 NEEDS_LABELS = f"{MODEL_NAME}:needs-labels"  # the version as long as nothing can be predicted; no model has it
 POSTGRESQL = re.compile(r"[+a-z]+://([^@]*@)?(\[[0-9A-Fa-f:.]+\]|[^@:/?\[\]]*)(:\d+)?([/?][^@]*)?", re.ASCII)
 NUMBER = re.compile(r"[1-9][0-9]{0,18}")
+QUOTES = "\"'“”‘’ "  # which come along when a value is pasted
+LINE_BREAKS = re.compile(r"\s*[\r\n]\s*")
+TOKEN_HEAD = re.compile(r"(authorization:\s*)?((token|bearer)\s+)?", re.IGNORECASE)
+# Pages that a browser shows in the place of a server's address; any other path is where the server is installed.
+STUDIO_PAGES = re.compile(
+    r"/(projects(/[0-9]+(/.*)?)?|user/(login|signup|logout|account)(/.*)?|organization(/(webhooks|models)(/.*)?)?|models"
+    r"|(data/(upload|local-files)|tasks/[0-9]+|api/[a-z-]+|docs/api)(/.*)?|api|docs|health|version)/*$"
+)
+BACKEND_PAGES = re.compile(r"/(health|setup|predict|webhook|versions|metrics|docs|openapi\.json)/*$")
 PROJECT_VERSION = re.compile(r"project-(?P<project>[0-9]+)-[0-9a-z]+")
 
 
@@ -35,11 +44,43 @@ def _text(text: str) -> str:
     return text
 
 
-def _url(text: str) -> str:
+def _token(text: str) -> str:
+    """A token alone, as it is pasted with quotes, with line breaks, or with the header around it."""
+    text = LINE_BREAKS.sub("", text.strip(QUOTES))
+    return TOKEN_HEAD.sub("", text).strip(QUOTES)
+
+
+def _studio(text: str) -> str:
+    return _address(text, STUDIO_PAGES)
+
+
+def backend_address(text: str) -> str:
+    """
+    The address of a backend, also where one of its pages is given.
+
+    Raises:
+        ValueError: It is none; with the rule.
+    """
+    return _address(text, BACKEND_PAGES)
+
+
+def _address(text: str, pages: re.Pattern[str]) -> str:
+    """An address without a slash at its end; of a page that was pasted from a browser, where its server is."""
+    text = text.strip(QUOTES)
     parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an address that starts with http:// or https://")
-    return text.rstrip("/")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
+        meant = re.sub(r"^[a-z]*:?/+", "", text, flags=re.IGNORECASE) if "://" not in text else ""
+        example = f"http://{meant or 'localhost:8080'}"
+        raise ValueError(f"must be an address that starts with http:// or https://, such as {example}")
+    return f"{parts.scheme}://{parts.netloc}{pages.sub('', parts.path)}".rstrip("/")
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether its port is a number, or left out."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _log_level(text: str) -> str:
@@ -153,11 +194,18 @@ class Settings:
     """All settings of one process; immutable, safe to share between threads."""
 
     label_studio_url: str | None = setting(
-        "LABEL_STUDIO_URL", _url, None, "Where Label Studio is, as seen from the backend."
+        "LABEL_STUDIO_URL", _studio, None, "Where Label Studio is, as seen from the backend."
+    )
+    label_studio_host: str | None = setting(
+        "LABEL_STUDIO_HOST",
+        _studio,
+        None,
+        "Where people open Label Studio in a browser, as Label Studio's own variable of this name says; without it,"
+        " `LABEL_STUDIO_URL`.",
     )
     label_studio_api_key: str | None = setting(
         "LABEL_STUDIO_API_KEY",
-        _text,
+        _token,
         None,
         "A token of Label Studio: a personal access token or a legacy token.",
         repr=False,
@@ -177,6 +225,12 @@ class Settings:
         _names,
         (),
         "Public names of this backend, separated by commas; without a password it answers under no others.",
+    )
+    backend_url: str | None = setting(
+        "CELESTIAL_BACKEND_URL",
+        backend_address,
+        None,
+        "Where the backend is, as seen from Label Studio; without it, `http://127.0.0.1:PORT`.",
     )
     log_level: str = setting("LOG_LEVEL", _log_level, "INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
     port: int = setting("PORT", _port, 9090, "Port that the web server listens on.")
@@ -301,6 +355,16 @@ class Settings:
     def cache_folder(self) -> Path:
         """Where what can be computed again is kept."""
         return self.cache_dir or self.state.features
+
+    @property
+    def studio_link(self) -> str | None:
+        """Where people open Label Studio."""
+        return self.label_studio_host or self.label_studio_url
+
+    @property
+    def address(self) -> str:
+        """Where Label Studio finds the backend: what a person types into *Connect Model*."""
+        return self.backend_url or f"http://127.0.0.1:{self.port}"
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:

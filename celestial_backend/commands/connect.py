@@ -21,7 +21,7 @@ from celestial_backend.jobs.counting import LEAST_CHOICES, LEAST_LABELS
 from celestial_backend.jobs.looker import EMBEDDED
 from celestial_backend.labels import ChoiceMap, loose, read, some
 from celestial_backend.services import Services, build
-from celestial_backend.settings import NEEDS_LABELS, NEVER, Settings, project_of
+from celestial_backend.settings import NEEDS_LABELS, NEVER, Settings, backend_address, project_of
 from celestial_backend.studio.project import StudioProject
 from celestial_backend.studio.setup import (
     FolderLabels,
@@ -56,6 +56,14 @@ HOW_TO_CHOOSE = (
 )
 
 
+def read_address(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    """What `--backend-url` gives, read as CELESTIAL_BACKEND_URL is."""
+    try:
+        return backend_address(text) if text else None
+    except ValueError as error:
+        raise click.BadParameter(f"It {error}, got {text!r}.") from None
+
+
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--title", required=True, help="Title of the project, which is made if there is none of that title.")
@@ -65,7 +73,10 @@ HOW_TO_CHOOSE = (
     "  [default: the sub-folders that hold pictures]",
 )  # fmt: skip
 @click.option("--labelled", is_flag=True, help="Label each picture with the choice that its sub-folder is named after.")
-@click.option("--backend-url", help="Where Label Studio finds the backend.  [default: http://127.0.0.1:PORT]")
+@click.option(
+    "--backend-url", callback=read_address,
+    help="Where Label Studio finds the backend.  [default: CELESTIAL_BACKEND_URL, or http://127.0.0.1:PORT]",
+)  # fmt: skip
 @click.option("--local-files", is_flag=True, help="Leave the pictures in FOLDER, below LOCAL_FILES_DOCUMENT_ROOT.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.pass_obj
@@ -102,7 +113,7 @@ def connect(
     project = found or create_project(services.studio, title, config)
     if found and not own:
         set_config(services.studio, found, config)
-    url = backend_url or f"http://127.0.0.1:{settings.port}"
+    url = backend_url or settings.address
     user, password = settings.basic_auth_user, settings.basic_auth_pass
     model = register(services.studio, project, url, user=user, password=password)
     with shown() as progress:
@@ -110,7 +121,7 @@ def connect(
             imported = add_storage(services.studio, project, folder, root, progress, labels)
         else:
             imported = upload(services.studio, project, pictures, progress, labels)
-    link = f"{settings.label_studio_url}/projects/{project}/data"
+    link = f"{settings.studio_link}/projects/{project}/data"
     said = [KEEPS_ITS_OWN] if own and choices is not None else []
     said += [*offered.warnings, unlabelled(pictures, sub_folder_of, labels), *imported.notes, *model.notes]
     for sentence in filter(None, [*said, outlook(settings, model.version, imported, labels)]):

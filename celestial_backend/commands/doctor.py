@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import click
 
+from celestial_backend.commands.connect import read_address
 from celestial_backend.doctor import machine, studio
 from celestial_backend.doctor.machine import Finding, not_checked
 from celestial_backend.doctor.studio import Connection
@@ -25,7 +26,10 @@ MARKS = {"ok": ("ok", "green"), "warn": ("warning", "yellow"), "fail": ("FAILED"
     "--project", type=click.IntRange(min=1),
     help="Look at this project only; without it, at all that the backend serves.",
 )  # fmt: skip
-@click.option("--backend-url", help="Where the backend is, as Label Studio calls it. Default: PORT on this machine.")
+@click.option(
+    "--backend-url", callback=read_address,
+    help="Where the backend is, as Label Studio calls it.  [default: CELESTIAL_BACKEND_URL, or http://127.0.0.1:PORT]",
+)  # fmt: skip
 @click.option("--fix", is_flag=True, help="Fix in Label Studio what can be fixed there, and say what was changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_obj

@@ -279,15 +279,15 @@ def database(settings: Settings) -> Finding:
 
 def backend(settings: Settings, url: str | None) -> tuple[bool, Finding]:
     """Whether our backend answers; a port that is free is as good, for it can be started there."""
-    address = (url or f"http://127.0.0.1:{settings.port}").rstrip("/")
+    address = url or settings.address
     name, body = f"Backend at {address}", health(address, settings.basic_auth_user, settings.basic_auth_pass)
     if is_ours(body):
         if not asks_for_password(body):
             return True, Finding(name, "ok", "It answers.")
         mend = "Set BASIC_AUTH_USER and BASIC_AUTH_PASS here to those that the backend was started with."
         return True, Finding(name, "fail", "It refuses the user name and password that are set here, or none.", mend)
-    if body is None and url:
-        mend = "Start the backend (python -m celestial_backend serve), or correct --backend-url."
+    if body is None and (url or settings.backend_url):
+        mend = "Start the backend (python -m celestial_backend serve), or correct CELESTIAL_BACKEND_URL."
         return False, Finding(name, "fail", "Nothing answers there.", mend)
     if body is None and is_free(settings.port):
         return False, Finding(name, "ok", "The port is free for the backend: python -m celestial_backend serve")

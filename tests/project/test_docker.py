@@ -421,13 +421,21 @@ def test_no_password_or_token_stands_in_the_file() -> None:
         assert environment("backend")[name] == ""
 
 
-@pytest.mark.parametrize("given", [{}, {"LOG_LEVEL": "DEBUG", "WORKERS": "2", "LABEL_STUDIO_API_KEY": "token"}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"LOG_LEVEL": "DEBUG", "WORKERS": "2", "LABEL_STUDIO_API_KEY": "token", "LABEL_STUDIO_HOST": "https://l.example"},
+    ],
+)
 def test_the_backend_can_read_its_settings(tmp_path: Path, given: dict[str, str]) -> None:
     """What the compose file sets is a valid set of settings, with nothing in .env and with something."""
     (tmp_path / "media").mkdir()
     settings = image_environ() | environment("backend", given) | {"CELESTIAL_LABEL_STUDIO_DATA": str(tmp_path)}
     read = Settings.from_environ(settings)
     assert read.label_studio_url == "http://label-studio:8080"
+    assert read.studio_link == given.get("LABEL_STUDIO_HOST", "http://localhost:8080")
+    assert f"{read.address}/" == f"http://{BACKEND['networks']['default']['aliases'][0]}:{read.port}/"
     assert read.label_studio_api_key == given.get("LABEL_STUDIO_API_KEY")
     assert (read.log_level, read.workers) == (given.get("LOG_LEVEL", "INFO"), int(given.get("WORKERS", "1")))
 

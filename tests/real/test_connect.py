@@ -122,7 +122,8 @@ def test_thirty_pictures_then_nothing_then_one(
 ) -> None:
     """A second time makes nothing twice; a new picture is added; scores have what they need."""
     asked = (folder, "--title", "Thirty", "--backend-url", backend.url)
-    first = person.connect(*asked)
+    settings = {"CELESTIAL_BACKEND_URL": f"{backend.url}/health", "LABEL_STUDIO_HOST": f"{label_studio.url}/projects/"}
+    first = person.connect(*asked[:3], **settings)
     assert (first["new"], first["added"], first["already"]) == (True, 30, 0)
     assert first["link"] == f"{label_studio.url}/projects/{first['project']}/data"
     project = first["project"]

@@ -34,12 +34,14 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     given = {
         "LABEL_STUDIO_URL": ("http://ls:8080/sub/", "http://ls:8080/sub"),
+        "LABEL_STUDIO_HOST": ("https://labels.example.com/sub/", "https://labels.example.com/sub"),
         "LABEL_STUDIO_API_KEY": ("token", "token"),
         "MODEL_DIR": (str(tmp_path / "new"), tmp_path / "new"),
         "BENTOML_HOME": (str(tmp_path), tmp_path),
         "BASIC_AUTH_USER": ("u", "u"),
         "BASIC_AUTH_PASS": ("p", "p"),
         "CELESTIAL_HOSTS": ("ML.example.com., b.example", ("ml.example.com", "b.example")),
+        "CELESTIAL_BACKEND_URL": ("http://ml-backend.internal:9090/", "http://ml-backend.internal:9090"),
         "LOG_LEVEL": ("debug", "DEBUG"),
         "PORT": ("1234", 1234),
         "WORKERS": ("3", 3),
@@ -77,7 +79,12 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     ("variable", "text", "rule"),
     [
         ("LABEL_STUDIO_URL", "localhost:8080", "must be an address that starts with http:// or https://"),
+        ("LABEL_STUDIO_URL", "localhost:8080/projects/3", "such as http://localhost:8080"),
+        ("LABEL_STUDIO_URL", "http:/localhost", "such as http://localhost"),
         ("LABEL_STUDIO_URL", "http://", "must be an address that starts with"),
+        ("LABEL_STUDIO_URL", "http://localhost:port", "must be an address that starts with"),
+        ("LABEL_STUDIO_HOST", "ftp://labels.example.com", "must be an address that starts with"),
+        ("CELESTIAL_BACKEND_URL", "localhost:9090", "such as http://localhost:9090"),
         ("LOG_LEVEL", "LOUD", "must be one of DEBUG, INFO, WARNING, ERROR"),
         ("PORT", "0", "must be a port number from 1 to 65535"),
         ("PORT", "http", "must be a port number"),
@@ -106,6 +113,64 @@ def test_a_bad_value_is_refused_with_its_rule(variable: str, text: str, rule: st
     assert str(refused.value).startswith(variable)
     assert rule in str(refused.value)
     assert repr(text) in str(refused.value)
+
+
+@pytest.mark.parametrize("variable", ["LABEL_STUDIO_URL", "LABEL_STUDIO_HOST"])
+@pytest.mark.parametrize("place", ["http://localhost:8080", "https://host", "https://host/label-studio", "http://h/a/b"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "", "/", "//", "/projects", "/projects/", "/projects/3", "/projects/3/data?tab=5", "/projects/3/settings",
+        "/projects/3/data/import#top", "/user/login",
+        "/user/login/?next=/projects/", "/user/account/personal-access-token",
+        "/organization/", "/organization/webhooks", "/models", "/data/upload/3/a.png", "/data/local-files/?d=a.png",
+        "/tasks/3/resolve/?fileuri=a", "/api/projects/3/", "/api", "/docs/api", "/health", "?tab=5",
+    ],
+)  # fmt: skip
+def test_a_page_of_label_studio_stands_for_label_studio(variable: str, place: str, page: str) -> None:
+    """What a browser shows can be pasted; the folder that Label Studio is installed under stays."""
+    assert getattr(Settings.from_environ({variable: place + page}), variable.lower()) == place
+
+
+@pytest.mark.parametrize("path", ["/projects/label-studio", "/user", "/apis", "/tasks", "/label-studio-projects"])
+def test_a_folder_that_only_looks_like_a_page_stays(path: str) -> None:
+    """Label Studio can be installed under any path."""
+    assert Settings.from_environ({"LABEL_STUDIO_URL": f"https://host{path}/"}).label_studio_url == f"https://host{path}"
+
+
+@pytest.mark.parametrize("page", ["", "/", "/health", "/setup", "/docs", "/metrics", "/predict/", "/docs?x=1#top"])
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9090", "https://host/ml"])
+def test_a_page_of_the_backend_stands_for_the_backend(place: str, page: str) -> None:
+    """Also under a path of a proxy."""
+    assert Settings.from_environ({"CELESTIAL_BACKEND_URL": place + page}).address == place
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    ["{}", '"{}"', "'{}'", "“{}”", "Token {}", "token  {}", "Bearer {}", "Authorization: Token {}", '"Bearer {}"',
+     "{}\n", "\n{}\r\n", "Token '{}'"],
+)  # fmt: skip
+@pytest.mark.parametrize("token", ["0123456789abcdef0123456789abcdef01234567", "eyJhbGciOi.eyJ0b2tlb.s-_gnature"])
+def test_a_token_may_be_pasted_with_what_stands_around_it(pasted: str, token: str) -> None:
+    """Quotes of an .env file, the header of an example, the line's end; and a line break inside, as a mail has it."""
+    for text in (pasted.format(token), pasted.format(f"{token[:20]}\r\n  {token[20:]}")):
+        assert Settings.from_environ({"LABEL_STUDIO_API_KEY": text}).label_studio_api_key == token
+
+
+def test_addresses_may_be_pasted_in_quotes() -> None:
+    """As `docker run --env-file` leaves them."""
+    quoted = {"LABEL_STUDIO_URL": '"http://ls:8080"', "LABEL_STUDIO_HOST": "'http://l.example'"}
+    read = Settings.from_environ(quoted)
+    assert (read.label_studio_url, read.label_studio_host) == ("http://ls:8080", "http://l.example")
+
+
+def test_where_people_and_label_studio_go_is_known_without_a_setting() -> None:
+    """People open Label Studio where the backend finds it, and the backend is on this machine."""
+    alone = Settings.from_environ({"LABEL_STUDIO_URL": "http://ls:8080", "PORT": "9191"})
+    assert (alone.studio_link, alone.address) == ("http://ls:8080", "http://127.0.0.1:9191")
+    told = {"LABEL_STUDIO_HOST": "http://localhost:8080", "CELESTIAL_BACKEND_URL": "http://ml-backend.internal:9090"}
+    read = Settings.from_environ({"LABEL_STUDIO_URL": "http://ls:8080"} | told)
+    assert (read.studio_link, read.address) == tuple(told.values())
 
 
 @pytest.mark.parametrize(("text", "read"), [*((text, True) for text in ON), *((text, False) for text in OFF)])
