@@ -50,6 +50,7 @@ DISGUISED = tuple(
 )
 
 Origin = tuple[str, str, int]
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 MAX_REDIRECTS = 5
 MAX_IDLE_CONNECTIONS = 32
 IDLE_S = 15.0
@@ -165,8 +166,13 @@ class Guard(TimedBackend):
         if hidden or not address.is_global or address.is_multicast or address.is_reserved:
             raise ForbiddenError(
                 f"pictures come only from public addresses, and {host} is not one. If it may serve pictures,"
-                " add it to CELESTIAL_ALLOWED_HOSTS; if it is Label Studio, set LABEL_STUDIO_URL to it."
+                " add it to CELESTIAL_ALLOWED_HOSTS."
             )
+
+
+def _machine(place: Origin) -> str:
+    """The host of an origin; one name for this machine."""
+    return THIS_MACHINE[0] if place[1] in THIS_MACHINE else place[1]
 
 
 def split_address(text: str) -> SplitResult:
@@ -258,6 +264,11 @@ class Downloader:
             answer = self._hop(url, own, deadline)
             if isinstance(answer, bytes):
                 return answer
+            if own and not self.is_studio(answer) and self.is_picture_of_studio(answer):
+                raise FetchError(
+                    f"Label Studio answers that it has moved to {shown_host(answer)}, and the token is not sent there."
+                    " If Label Studio is there, set LABEL_STUDIO_URL to it."
+                )
             if not self.is_studio(answer):
                 url, own = answer, False
             elif own:
@@ -274,6 +285,20 @@ class Downloader:
             return False
         path = posixpath.normpath("/" + unquote(urlsplit(url).path).lstrip("/"))
         return f"{path}/".startswith(f"{urlsplit(base).path}/")
+
+    def is_picture_of_studio(self, url: str) -> bool:
+        """
+        Whether an address is a picture of Label Studio under any of its names; it is asked for under LABEL_STUDIO_URL.
+
+        The host is that of LABEL_STUDIO_URL or LABEL_STUDIO_HOST. Scheme and port may be others, as behind a proxy,
+        and this machine's names are one.
+        """
+        place = origin(url)
+        for base in filter(None, (self._settings.label_studio_url, self._settings.label_studio_host)):
+            known, path = origin(base), f"{urlsplit(base).path}/"
+            if place and known and _machine(place) == _machine(known) and urlsplit(url).path.startswith(path):
+                return studio_path(urlsplit(url)) is not None
+        return False
 
     def _picture_of_studio(self, url: str) -> str:
         """An address in Label Studio as it is asked for, if a picture may lie there."""
@@ -297,7 +322,7 @@ class Downloader:
         timeouts = dict.fromkeys(("connect", "read", "write"), deadline)
         for last in (False, True):
             token = self._studio.authorization() if own else {}
-            headers = {"Host": _host(url).split("://", 1)[1], "User-Agent": "celestial-backend", "Accept": "*/*"}
+            headers = {"Host": shown_host(url).split("://", 1)[1], "User-Agent": "celestial-backend", "Accept": "*/*"}
             left_s = deadline - time.monotonic()
             try:
                 with (
@@ -312,7 +337,7 @@ class Downloader:
                     return self._answer(url, own, response)
             except httpcore.TimeoutException as error:
                 late = FetchError(
-                    f"{_host(url)} must give it within {self._settings.image_timeout_s:g} seconds, and did not."
+                    f"{shown_host(url)} must give it within {self._settings.image_timeout_s:g} seconds, and did not."
                     " Raise CELESTIAL_IMAGE_TIMEOUT_S or look after that host."
                 )
                 # A host that others left no time for is not silent, nor is one that takes long to answer.
@@ -322,7 +347,8 @@ class Downloader:
                 raise self._silent.note(place, FetchError(_unreachable(url, *error.args))) from error
             except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
                 if last:
-                    raise FetchError(f"{_host(url)} broke off before the whole file was there. Try again.") from error
+                    broken = f"{shown_host(url)} broke off before the whole file was there. Try again."
+                    raise FetchError(broken) from error
             except (httpcore.LocalProtocolError, httpcore.UnsupportedProtocol) as error:
                 raise FetchError("its address must be one that HTTP can carry, and is not. Check it.") from error
         raise FetchError("it could not be fetched.")
@@ -365,7 +391,7 @@ class Downloader:
             raise file_too_large(self._settings.image_max_mb)
 
     def _refusal(self, url: str, own: bool, response: httpcore.Response) -> str:
-        status, host = response.status, _host(url)
+        status, host = response.status, shown_host(url)
         if not own:
             more = {
                 401: "so it wants a login. Pictures must be readable without one",
@@ -405,7 +431,8 @@ def _authorities() -> ssl.SSLContext:
 def _target(url: str) -> httpcore.URL:
     place = origin(url)
     if place is None:
-        raise ForbiddenError(f"pictures come over http or https, and this leads to {_host(url)}. Change the address.")
+        scheme = shown_host(url)
+        raise ForbiddenError(f"pictures come over http or https, and this leads to {scheme}. Change the address.")
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
         raise ForbiddenError("an address must not hold a user name or password, and this one does. Take them out.")
@@ -423,10 +450,10 @@ def _next(url: str, location: str) -> str:
         split_address(location)
         return urljoin(url, location.encode("latin-1").decode("utf-8", "replace"))
     except (ImageError, ValueError) as error:
-        raise FetchError(f"{_host(url)} must redirect to a valid address, and does not. Check it.") from error
+        raise FetchError(f"{shown_host(url)} must redirect to a valid address, and does not. Check it.") from error
 
 
-def _host(url: str) -> str:
+def shown_host(url: str) -> str:
     """Scheme, host and port of an address: what of it may be shown."""
     place = origin(url)
     if place is None:
@@ -439,14 +466,14 @@ def _host(url: str) -> str:
 def _unreachable(url: str, cause: object = None) -> str:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
-            f"{_host(url)} must show a certificate that can be trusted, and does not ({cause.verify_message})."
+            f"{shown_host(url)} must show a certificate that can be trusted, and does not ({cause.verify_message})."
             " Mend the certificate, or set SSL_CERT_FILE to the authority that signed it."
         )
     if isinstance(cause, ssl.SSLError):
-        return f"{_host(url)} does not speak TLS. Check whether its address starts with http:// instead of https://."
+        return f"{shown_host(url)} does not speak TLS. Check whether its address starts with http:// instead of https://."
     if isinstance(cause, ConnectionRefusedError):
-        return f"{_host(url)} refused the connection: nothing listens there.{localhost_hint(url)}"
-    return f"{_host(url)} cannot be reached from here.{localhost_hint(url)} Check the address and the network."
+        return f"{shown_host(url)} refused the connection: nothing listens there.{localhost_hint(url)}"
+    return f"{shown_host(url)} cannot be reached from here.{localhost_hint(url)} Check the address and the network."
 
 
 def _detail(response: httpcore.Response) -> str:

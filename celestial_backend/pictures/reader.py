@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, quote, unquote
 import numpy as np
 from PIL import Image
 
-from celestial_backend.errors import DecodeError, FetchError, ImageError, file_too_large
+from celestial_backend.errors import DecodeError, FetchError, ForbiddenError, ImageError, file_too_large
 from celestial_backend.metrics import DECODE, FETCH, Metrics
 from celestial_backend.pictures.decode import decode
 from celestial_backend.pictures.download import (
@@ -31,6 +31,7 @@ from celestial_backend.pictures.download import (
     UPLOAD,
     Downloader,
     local_file,
+    shown_host,
     split_address,
     studio_path,
 )
@@ -67,8 +68,9 @@ class Address:
 
     @cached_property
     def in_studio(self) -> bool:
-        """Whether it lies in Label Studio: a path alone, or an address under Label Studio's own."""
-        return not (self.parts.scheme or self.parts.netloc) or self._downloader.is_studio(self.text)
+        """Whether it lies in Label Studio: a path alone, or an address under one of Label Studio's."""
+        alone = not (self.parts.scheme or self.parts.netloc)
+        return alone or self._downloader.is_studio(self.text) or self._downloader.is_picture_of_studio(self.text)
 
 
 class Source(ABC):
@@ -181,7 +183,15 @@ class Web(Source):
 
     def read(self, address: Address, task_id: int | None) -> bytes | None:  # noqa: ARG002
         """See `Source`."""
-        return self.downloader.get(address.text) if address.parts.scheme in ("http", "https") else None
+        if address.parts.scheme not in ("http", "https"):
+            return None
+        try:
+            return self.downloader.get(address.text)
+        except (ForbiddenError, FetchError) as error:
+            if studio_path(address.parts) is None:
+                raise
+            more = f"If {shown_host(address.text)} is Label Studio, set LABEL_STUDIO_HOST to it."
+            raise type(error)(f"{error} {more}") from error
 
 
 SOURCES: tuple[type[Source], ...] = (Inline, Uploads, LocalFiles, CloudStorage, InStudio, Web)  # asked in this order

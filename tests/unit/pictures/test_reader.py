@@ -70,6 +70,12 @@ def host() -> Iterator[PictureHost]:
         yield server
 
 
+@pytest.fixture
+def other() -> Iterator[PictureHost]:
+    with picture_host() as server:
+        yield server
+
+
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (4, 4)) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", size, colour).save(stream, "PNG")
@@ -85,7 +91,7 @@ def put(folder: Path, name: str, colour: tuple[int, int, int]) -> Path:
 
 def reader(studio: PictureHost | str | None = None, **values: Any) -> ImageReader:
     url = studio.url if isinstance(studio, PictureHost) else studio
-    settings = Settings(label_studio_url=url, label_studio_api_key=TOKEN if url else None, **values)
+    settings = Settings(**{"label_studio_url": url, "label_studio_api_key": TOKEN if url else None} | values)
     return ImageReader(settings, Studio(settings))
 
 
@@ -162,6 +168,76 @@ class TestUploads:
         host.answers[f"/data/upload/{NAME}"] = 500
         said = refused(FetchError, reader(host), f"/data/upload/{NAME}")
         assert said.startswith(f"The picture '/data/upload/{NAME}' cannot be used: Label Studio answered 500, as it")
+
+
+class TestOtherNames:
+    """Label Studio writes the address that people know into its tasks; the backend may know it by another."""
+
+    PEOPLE = "https://labels.example.com/studio"
+
+    @pytest.mark.parametrize(
+        "place",
+        [
+            PEOPLE, "http://labels.example.com/studio", "http://LABELS.example.com:8080/studio", "http://localhost:8080",
+            "http://127.0.0.1", "https://localhost/label-studio", "http://[::1]:9000",
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("path", [f"/data/upload/{NAME}", "/data/local-files/?d=ds/a%20b.png"])
+    def test_are_read_where_label_studio_is(
+        self, host: PictureHost, tmp_path: Path, place: str, path: str
+    ) -> None:
+        """From disk, or from LABEL_STUDIO_URL with the token; the other name is never asked."""
+        host.answers[path] = png(GREEN)
+        names = {"label_studio_host": self.PEOPLE}
+        assert colour(reader(host, **names), place + path) == GREEN
+        assert host.authorizations() == [f"Token {TOKEN}"]
+        put(tmp_path, f"media/upload/{NAME}", RED)
+        put(tmp_path, "ds/a b.png", RED)
+        disk = reader(None, label_studio_data=tmp_path, local_files_root=tmp_path, label_studio_url=host.url, **names)
+        assert colour(disk, place + path) == RED
+        assert len(host.requests) == 1
+
+    def test_a_stranger_is_no_other_name(self, host: PictureHost, tmp_path: Path) -> None:
+        """However much its path looks like Label Studio's: nothing of the disk, and no token."""
+        put(tmp_path, f"media/upload/{NAME}", RED)
+        images = reader(host, label_studio_host=self.PEOPLE, label_studio_data=tmp_path)
+        strangers = ("192.0.2.1", "example.com", "labels.example.com", "labels.example.com.x.y/studio")
+        for place in (f"http://{name}" for name in strangers):
+            refused(ForbiddenError if "192" in place else FetchError, images, f"{place}/data/upload/{NAME}")
+        assert host.requests == []
+
+    def test_the_name_that_is_missing_is_told(self, host: PictureHost, tmp_path: Path) -> None:
+        """The remedy works: with the variable that it names, the picture comes, from disk or from Label Studio."""
+        value = f"http://192.0.2.1:8080/data/upload/{NAME}"
+        said = refused(ForbiddenError, reader(host), value)
+        remedy = "If http://192.0.2.1:8080 is Label Studio, set LABEL_STUDIO_HOST to it."
+        assert said.endswith(f"add it to CELESTIAL_ALLOWED_HOSTS. {remedy}")
+        host.answers[f"/data/upload/{NAME}"] = png(GREEN)
+        assert colour(reader(host, label_studio_host="http://192.0.2.1:8080"), value) == GREEN
+        put(tmp_path, f"upload/{NAME}", RED)
+        assert colour(reader(label_studio_host="http://192.0.2.1:8080", label_studio_data=tmp_path), value) == RED
+        assert "LABEL_STUDIO" not in refused(ForbiddenError, reader(host), "http://192.0.2.1:8080/pictures/a.png")
+
+    def test_a_host_that_may_serve_pictures_can_be_allowed(self, host: PictureHost) -> None:
+        """The other remedy of the message."""
+        host.answers["/a.png"] = png(GREEN)
+        assert "add it to CELESTIAL_ALLOWED_HOSTS" in refused(ForbiddenError, reader(), f"{host.url}/a.png")
+        assert colour(reader(allowed_hosts=(f"127.0.0.1:{host.port}",)), f"{host.url}/a.png") == GREEN
+
+    def test_other_pictures_of_its_host_are_on_the_web(self, host: PictureHost, other: PictureHost) -> None:
+        """Only Label Studio's own are asked of Label Studio; a store beside it is another place."""
+        other.answers["/bucket/a.png"] = png(BLUE)
+        allowed = (f"127.0.0.1:{other.port}",)
+        assert colour(reader(host, allowed_hosts=allowed), f"{other.url}/bucket/a.png") == BLUE
+        assert host.requests == []
+        assert other.authorizations() == [None]
+
+    def test_a_label_studio_that_has_moved_says_where(self, host: PictureHost) -> None:
+        """To https, say; the token is not sent there, and the message names the right setting."""
+        host.other = redirect(f"http://localhost:1{host.port % 10_000:04}/data/upload/{NAME}")
+        said = refused(FetchError, reader(host), f"/data/upload/{NAME}")
+        assert f"it has moved to http://localhost:1{host.port % 10_000:04}, and the token is not sent there" in said
+        assert "set LABEL_STUDIO_URL to it" in said
 
 
 class TestOriginals:
