@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +28,7 @@ from benchmarks.single import single
 from benchmarks.start import start
 from benchmarks.studio import studio
 from celestial_backend.errors import CelestialError
+from celestial_backend.models.saved import version
 from celestial_backend.studio.setup import pictures_of
 
 PARTS: dict[str, tuple[str, Callable[[Bench], dict[str, Any]]]] = {

@@ -28,7 +28,7 @@ from celestial_backend.errors import (
 )
 from celestial_backend.jobs.processes import PLACE
 from celestial_backend.jobs.trainings import HOW_TO_START
-from celestial_backend.models import registry
+from celestial_backend.models import registry, saved
 from celestial_backend.models.store import ModelStore
 from celestial_backend.services import Services
 from celestial_backend.settings import MODEL_NAME, Settings
@@ -143,7 +143,7 @@ def python_and_packages(place: Path = Path(PLACE)) -> Finding:
     wrong = {}
     for package in wanted_packages:
         try:
-            version = metadata.version(package.name)
+            version = saved.version(package.name)
         except metadata.PackageNotFoundError:
             wrong[str(package)] = f"{package.name} is missing"
             continue

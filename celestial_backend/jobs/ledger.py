@@ -19,7 +19,7 @@ from typing import Any
 
 from celestial_backend.database import Database, Row, Transaction
 from celestial_backend.errors import BusyError
-from celestial_backend.jobs.processes import is_dead
+from celestial_backend.jobs.processes import is_alive, is_dead
 from celestial_backend.models.manifest import Manifest
 from celestial_backend.settings import is_project
 
@@ -317,6 +317,12 @@ class Ledger:
         now = self._database.now()
         rows = self._database.rows("SELECT name, lease FROM workers")
         return sum(_lasts(row["lease"], now) and not is_dead(row["name"]) for row in rows)
+
+    def works_here(self) -> bool:
+        """Whether a worker of this machine, or of this container, shows that it lives."""
+        now = self._database.now()
+        rows = self._database.rows("SELECT name, lease FROM workers")
+        return any(_lasts(row["lease"], now) and is_alive(row["name"]) for row in rows)
 
     def lost(self) -> list[Job]:
         """The jobs that are said to run, and whose workers have ended, or shown no life for too long."""

@@ -79,8 +79,19 @@ def this_process() -> str:
 
 def is_dead(name: str) -> bool:
     """Whether a process is known to have ended: one of this machine that is not there; of another one nobody knows."""
+    return _is_there_still(name) is False
+
+
+def is_alive(name: str) -> bool:
+    """Whether a process is known to live: one of this machine that is there."""
+    return _is_there_still(name) is True
+
+
+def _is_there_still(name: str) -> bool | None:
     host, pid, began, place = [*name.split(":"), "", "", "", ""][:4]
-    return bool(began) and (host, place) == (socket.gethostname(), _place()) and _began(int(pid)) != began
+    if not began or (host, place) != (socket.gethostname(), _place()):
+        return None
+    return _began(int(pid)) == began
 
 
 def death(code: int) -> str:

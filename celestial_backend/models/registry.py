@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from lzma import LZMAError
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ import yaml
 from celestial_backend.errors import ModelError, ModelLoadError
 from celestial_backend.models.classifier import HEADS_FILE
 from celestial_backend.models.manifest import Manifest
-from celestial_backend.models.saved import described, description_in
+from celestial_backend.models.saved import described, description_in, version
 from celestial_backend.pictures import hooks
 from celestial_backend.pictures.hooks import Postprocess, Preprocess
 from celestial_backend.planets import network

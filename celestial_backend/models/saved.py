@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ MINOR = re.compile(r"(\d{1,2}\.\d{1,2})(?:[.\-+ a-z].*)?", re.DOTALL)
 NAME = re.compile(r"[A-Za-z_][\w.]{0,99}")
 CAUSES_MAX = 20  # errors behind an error that are looked at
 FILES_MAX = 10_000
+IN_PLACE_OF = {"tensorflow": "tensorflow-cpu"}  # the same module, without code for graphics cards
 OTHER_NETWORKS = (
     ("saved_model.pb", "a SavedModel of TensorFlow",
      "Load it with the Keras 2 that made it, and save it as one file model.h5"),
@@ -62,6 +63,19 @@ def traced(network: Any) -> Callable[[NDArray[np.float32]], Any]:
         return outputs.numpy() if isinstance(outputs, tf.Tensor) else tf.nest.map_structure(np.asarray, outputs)
 
     return forward
+
+
+def version(package: str) -> str:
+    """
+    The version of a package, or of the one that is installed in its place.
+
+    Raises:
+        PackageNotFoundError: Neither is.
+    """
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return metadata.version(IN_PLACE_OF.get(package, package))
 
 
 def open_tensorflow() -> None:

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +26,7 @@ from celestial_backend.models.classifier import INDEPENDENT, MADE_FROM, own_hook
 from celestial_backend.models.embedders import StoredNetwork, open_embedder
 from celestial_backend.models.headed import GENERAL, Head, HeadsModel
 from celestial_backend.models.registry import Registry
-from celestial_backend.models.saved import Saved
+from celestial_backend.models.saved import Saved, version
 from celestial_backend.models.store import ModelStore
 from celestial_backend.pictures import hooks
 from celestial_backend.pictures.hooks import Both, EachByItself, Middle, Postprocess

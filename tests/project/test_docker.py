@@ -108,7 +108,7 @@ BACKEND_ADDRESS = ip_address(BACKEND["networks"]["default"]["ipv4_address"])
 def test_the_frozen_requirements_are_what_gets_installed() -> None:
     """The image runs pip once, with the README's very arguments, on the copied frozen file."""
     pip = [rest for rest in arguments("RUN") if "pip" in rest]
-    assert pip == ["pip install --no-deps -r requirements-freeze.txt"]
+    assert [rest.split(" && ")[0].strip() for rest in pip] == ["pip install --no-deps -r requirements-freeze.txt"]
     order = [(name, rest) for name, rest in DOCKERFILE if name in ("COPY", "RUN")]
     assert order.index(("COPY", "requirements-freeze.txt ./")) < order.index(("RUN", pip[0]))
     assert image_environ()["PIP_NO_CACHE_DIR"] == "1"
@@ -232,7 +232,10 @@ def test_the_image_knows_its_version_and_what_it_asks_for(image: Path) -> None:
 def run_healthcheck(environ: Mapping[str, str]) -> int:
     program, *rest = healthcheck()
     assert program == "python"
-    done = subprocess.run([sys.executable, *rest], env=dict(environ), capture_output=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, *rest], cwd=REPOSITORY, env=dict(environ), capture_output=True, timeout=30, check=False
+    )
+    assert b"Traceback" not in done.stderr
     return done.returncode
 
 
@@ -507,9 +510,8 @@ def test_the_worker_starts_after_the_backend() -> None:
 
 
 def test_the_worker_has_no_port_and_no_fixed_address() -> None:
-    """Nobody asks it anything, so the image's check, which asks a port, is off."""
-    assert {"ports", "expose", "networks"}.isdisjoint(WORKER)
-    assert WORKER["healthcheck"] == {"disable": True}
+    """Nobody asks it anything; the image's check knows a worker by its sign of life."""
+    assert {"ports", "expose", "networks", "healthcheck"}.isdisjoint(WORKER)
 
 
 def test_a_stop_lets_the_running_training_end() -> None:
@@ -538,15 +540,24 @@ def catches(pid: int, wanted: signal.Signals) -> bool:
 
 
 def test_the_workers_command_runs_in_the_image_and_ends_at_its_signal(image: Path) -> None:
-    """The consumer finds the queue, runs in a folder that holds only what is copied, and its stop signal ends it."""
-    worker = ServerProcess(WORKER["command"], cwd=image, environ=environ_beside(image), log=image.parent / "worker.log")
+    """
+    The consumer finds the queue, runs in a folder that holds only what is copied, and its stop signal ends it.
+
+    It is healthy from its first sign of life until it has ended, by the image's own check.
+    """
+    environ = environ_beside(image) | {"PORT": str(free_port())}
+    assert run_healthcheck(environ) != 0
+    worker = ServerProcess(WORKER["command"], cwd=image, environ=environ, log=image.parent / "worker.log")
     try:
+        while run_healthcheck(environ) != 0:
+            assert worker.process.poll() is None, worker.log_tail()
         deadline = time.monotonic() + 60
         while worker.process.poll() is None and not catches(worker.process.pid, signal.SIGHUP):  # huey's last step
             assert time.monotonic() < deadline, worker.log_tail()
             time.sleep(0.05)
         worker.process.send_signal(signal.Signals[WORKER["stop_signal"]])
         assert worker.process.wait(timeout=20) == 0, worker.log_tail()
+        assert run_healthcheck(environ) != 0
         assert "Traceback" not in worker.log_text()
     finally:
         worker.stop()

@@ -68,7 +68,9 @@ SLOW = {"tensorflow", "keras", "bentoml", "label_studio_sdk", "label_studio_ml",
 OF_LIBRARIES = {"_pool"}  # private names of libraries that are used for want of a public one, and called as ours
 NAMES_MAX, LINES_MAX = 22, 600
 TALLER = {"studio.project"}
-PROGRAMS = ("__main__", "_wsgi", "worker", "worker.training", "worker.pages", "web.server")  # started by name
+PROGRAMS = (  # started by name
+    "__main__", "_wsgi", "worker", "worker.training", "worker.pages", "web.server", "doctor.health",
+)  # fmt: skip
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))

@@ -256,7 +256,7 @@ def test_every_option_that_a_page_names_exists() -> None:
 def _install_and_start(command: str, _folder: Path) -> None:
     """The image installs with the same words; the backends of all tests are started with the same words."""
     install, _, start = command.rpartition(" && ")
-    assert not install or f"RUN {install}\n" in (REPOSITORY / "Dockerfile").read_text()
+    assert not install or f"RUN {install} " in (REPOSITORY / "Dockerfile").read_text()
     words = ", ".join(f'"{word}"' for word in start.split())
     assert words in (REPOSITORY / "tests" / "support" / "backend_server.py").read_text()
 
@@ -364,7 +364,8 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "pip install --no-deps -r requirements-freeze.txt && label-studio-ml start .": _install_and_start,
     "label-studio-ml start .": _install_and_start,
     "pip install --no-deps -r requirements-freeze.txt && pip install --no-deps .": _package,
-    "uv pip install --overrides requirements-overrides.txt .": _package,
+    "uv pip install --overrides requirements-overrides.txt --excludes requirements-excludes.txt "
+    "-r requirements-small.txt .": _package,
     "celestial-backend --version": _package,
     "pip install --no-deps -r requirements-test-freeze.txt && pytest": _in_ci,
     "ruff check": _in_ci,

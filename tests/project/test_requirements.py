@@ -19,7 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = {"requirements-freeze.txt": "requirements.txt", "requirements-test-freeze.txt": "requirements-test.txt"}
 OVERRIDES = "requirements-overrides.txt"
 MODERN = {"flask": 3, "werkzeug": 3, "jinja2": 3}
-OPTIONS = {"--universal", "--generate-hashes", f"--override {OVERRIDES}", "--no-emit-package attr"}
+SMALL, EXCLUDES = "requirements-small.txt", "requirements-excludes.txt"
+OPTIONS = {"--universal", "--generate-hashes", f"--override {OVERRIDES}", f"--excludes {EXCLUDES}", SMALL}
 
 
 class Freeze:
@@ -63,6 +64,7 @@ def problems(folder: Path) -> list[str]:
     """Everything that is wrong with the frozen files of a folder, one sentence each."""
     freezes = {name: Freeze(folder / name) for name in SOURCES}
     overrides = {canonicalize_name(line.name): line for line in requirements(folder / OVERRIDES)}
+    excluded = {canonicalize_name(line.name) for line in requirements(folder / EXCLUDES)}
     found = []
     for name, freeze in freezes.items():
         found += _wrong_head(freeze, folder) + _wrong_pins(freeze)
@@ -71,7 +73,9 @@ def problems(folder: Path) -> list[str]:
             for line in requirements(folder / SOURCES[name])
             if not _met(freeze, line)
         ]
-        found += _missing_dependencies(freeze, overrides, requirements(folder / SOURCES[name]))
+        found += [f"{name}: {package} is excluded, and pinned" for package in excluded & freeze.pins.keys()]
+        source = requirements(folder / SOURCES[name]) + requirements(folder / SMALL)
+        found += _missing_dependencies(freeze, overrides, excluded, source)
     runtime, test = freezes["requirements-freeze.txt"], freezes["requirements-test-freeze.txt"]
     found += [f"{test.name}: {name} differs" for name in runtime.pins if test.release(name) != runtime.release(name)]
     return found
@@ -97,8 +101,6 @@ def _wrong_pins(freeze: Freeze) -> list[str]:
             found.append(f"{freeze.name}: {pin} is not pinned to one release")
         if not hashes or not all(re.fullmatch(r"sha256:[0-9a-f]{64}", text) for text in hashes):
             found.append(f"{freeze.name}: {name} has no hash or a bad one")
-    if "attr" in freeze.pins:
-        found.append(f"{freeze.name}: attr is pinned, which is not the attrs that label-studio-ml imports")
     for name, major in MODERN.items():
         if name not in freeze.pins or freeze.version(name).major < major:
             found.append(f"{freeze.name}: {name} is older than {major}")
@@ -110,14 +112,16 @@ def _met(freeze: Freeze, line: Requirement) -> bool:
     return name in freeze.pins and line.specifier.contains(freeze.version(name), prereleases=True)
 
 
-def _missing_dependencies(freeze: Freeze, overrides: dict[str, Requirement], wanted: list[Requirement]) -> list[str]:
+def _missing_dependencies(
+    freeze: Freeze, overrides: dict[str, Requirement], excluded: set[str], wanted: list[Requirement]
+) -> list[str]:
     """Follow every requirement, with its extras, through the metadata of what is installed."""
     found, seen, waiting = [], set(), [("", line) for line in wanted]
     while waiting:
         parent, line = waiting.pop()
         name = canonicalize_name(line.name)
         line = overrides.get(name, line) if parent else line
-        if line.marker is not None and not line.marker.evaluate():
+        if name in excluded or (line.marker is not None and not line.marker.evaluate()):
             continue
         if not _met(freeze, line):
             found.append(f"{freeze.name}: {parent or 'the source'} needs {line}, which no pin meets")
@@ -146,6 +150,20 @@ def _asks_for(name: str, extra: str, version: Version) -> list[Requirement]:
 def test_the_frozen_files_are_complete_and_current() -> None:
     """Every requirement, direct or not, has one hashed pin that meets it, and the heads say how they were made."""
     assert problems(REPOSITORY) == []
+
+
+def test_there_is_one_tensorflow() -> None:
+    """Of one version everywhere; the smaller one on Linux and x86-64, which nobody else has."""
+    freeze = Freeze(REPOSITORY / "requirements-freeze.txt")
+    assert freeze.version("tensorflow") == freeze.version("tensorflow-cpu")
+    machines = [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("darwin", "x86_64")]
+    for system, processor in machines:
+        here = {"sys_platform": system, "platform_machine": processor}
+        markers = [freeze.pins[name][0].marker for name in ("tensorflow", "tensorflow-cpu")]
+        assert [marker and marker.evaluate(here) for marker in markers] == [
+            here != {"sys_platform": "linux", "platform_machine": "x86_64"},
+            here == {"sys_platform": "linux", "platform_machine": "x86_64"},
+        ]
 
 
 def test_what_is_installed_is_what_is_frozen() -> None:
@@ -181,7 +199,7 @@ def test_the_web_server_asks_for_the_gunicorn_that_is_required() -> None:
         pytest.param("requirements-freeze.txt", r"\nmarkupsafe==.*(\n .*)+", "", "needs markupsafe", id="gap"),
         pytest.param("requirements-test-freeze.txt", r"\nsix==[\d.]+", "\nsix==1.0", "six differs", id="apart"),
         pytest.param("requirements-freeze.txt", f"--override {OVERRIDES} ", "", "lacks --override", id="no-override"),
-        pytest.param("requirements-freeze.txt", "m requirements.txt", "m other.txt", "is not there", id="source"),
+        pytest.param("requirements-freeze.txt", " requirements.txt", " other.txt", "is not there", id="source"),
         pytest.param("requirements.txt", r"(\nrq)", r"\nnosuchpackage>=1\1", "nosuchpackage>=1", id="new-line"),
         pytest.param("requirements.txt", r"rq>=2", "rq>=99", "rq>=99", id="new-bound"),
         pytest.param(OVERRIDES, r"werkzeug>=.*", "werkzeug>=99", "needs werkzeug>=99", id="new-override"),
@@ -190,7 +208,7 @@ def test_the_web_server_asks_for_the_gunicorn_that_is_required() -> None:
 )
 def test_a_drift_is_found(tmp_path: Path, file: str, pattern: str, replacement: str, complaint: str) -> None:
     """A change to one file alone, of the kind that people make by hand, is named."""
-    for name in (*SOURCES, *SOURCES.values(), OVERRIDES):
+    for name in (*SOURCES, *SOURCES.values(), OVERRIDES, EXCLUDES, SMALL):
         shutil.copy(REPOSITORY / name, tmp_path)
     before = (tmp_path / file).read_text()
     (tmp_path / file).write_text(re.sub(pattern, replacement, before, count=1))

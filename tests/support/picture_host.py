@@ -21,15 +21,15 @@ class PictureHost:
     to the handler itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
         self.answers: dict[str, Answer] = {}
         self.other: Answer = 404
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.connections = 0
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server((address, port), _Handler)
         self._server.host = self
         self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{address}:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
@@ -46,8 +46,8 @@ class PictureHost:
 
 
 @contextmanager
-def picture_host() -> Iterator[PictureHost]:
-    host = PictureHost()
+def picture_host(address: str = "127.0.0.1", port: int = 0) -> Iterator[PictureHost]:
+    host = PictureHost(address, port)
     try:
         yield host
     finally:
