@@ -12,13 +12,15 @@ Everything that can go wrong, one class per cause.
     ├── ImageError             a picture that cannot be had
     │   ├── ForbiddenError     its address or path is not allowed
     │   ├── FetchError         it could not be fetched
+    │   │   └── LockedError    Label Studio has it, and the token is missing or refused
     │   ├── TooLargeError      it has too many bytes or pixels
     │   └── DecodeError        its bytes are no picture
     ├── ModelError             a model that cannot be used
     │   ├── ModelNotFoundError it is not in the store
     │   └── ModelLoadError     it is there and does not load, or does not work
     ├── StudioError            Label Studio did not answer as it should
-    │   └── ProjectGoneError   it has no such project
+    │   ├── ProjectGoneError   it has no such project
+    │   └── TokenError         it refuses the token, or there is none
     ├── StateError             the database, or the state folder, cannot be read or written
     └── TrainingError          a training that cannot give a model
         ├── NotEnoughDataError too few examples
@@ -120,6 +122,10 @@ class FetchError(ImageError):
     """The picture could not be fetched."""
 
 
+class LockedError(FetchError):
+    """The picture is in Label Studio, and the token that opens it is missing or refused."""
+
+
 class TooLargeError(ImageError):
     """The picture has more bytes or pixels than the settings allow."""
 
@@ -161,6 +167,12 @@ class StudioError(CelestialError):
 
 class ProjectGoneError(StudioError):
     """Label Studio has no such project, or does not show it to the token's user."""
+
+
+class TokenError(StudioError):
+    """Label Studio refuses the token, or there is none."""
+
+    status = 422  # of a project whose pictures need one
 
 
 class StateError(CelestialError):

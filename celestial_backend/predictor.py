@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from celestial_backend.errors import CelestialError, RequestError
+from celestial_backend.errors import CelestialError, LockedError, RequestError
 from celestial_backend.labels import ChoiceMap, Vocabulary, short, value_of
 from celestial_backend.metrics import MODEL, PREPARE, Metrics
 from celestial_backend.models.classifier import Model
@@ -32,6 +32,7 @@ TOLD_MAX = 1000  # label configs whose warnings are remembered as told
 FAILURES_TOLD = 20  # of one request, each on a line of the log; the others are counted
 CHECK_S = 1.5  # Label Studio gives /setup three seconds, and the machine may be busy with TensorFlow
 OUT_OF_TIME, NOT_FINITE = "OutOfTime", "NotFinite"  # causes that are no error's class
+LOCKED_S = 300.0  # for which a project is held to be locked, where only locked pictures were asked for
 LATE = object()  # in the place of a task whose pictures were not there in time
 OnFailure = Callable[[Any, str], None]  # task id, and why it gets no prediction
 Inputs = dict[str, NDArray[np.float32] | Exception]  # data key -> prepared picture, batch axis 1, or why there is none
@@ -68,6 +69,7 @@ class Predictor:
         # Somebody who labels waits for a single task; its picture never queues behind those of batches.
         self._single = FairPool(settings.fetch_threads, "single")
         self._told: set[int] = set()
+        self._locked: dict[str, float] = {}  # projects whose pictures want a token, and since when
 
     def check(self, label_config: str, project: str = "") -> None:
         """
@@ -163,6 +165,7 @@ class Predictor:
         left = [LATE] * (len(tasks) - len(answers))
         late = sum(answer is LATE for answer in answers + left)
         failures.summarize()
+        self._note_locked(project, failures.locked, answers)
         if late:
             self._metrics.failure("task", OUT_OF_TIME, late)
             logger.warning("%d tasks were not reached in time; retrieve predictions again, and they are next", late)
@@ -174,6 +177,18 @@ class Predictor:
             len(tasks) - failed, len(tasks), tag, time.monotonic() - started, failed,
         )  # fmt: skip
         return answers
+
+    def locked(self, project: str) -> bool:
+        """Whether each picture of a project that was asked for in the last minutes wants a token that is not there."""
+        return time.monotonic() < self._locked.get(project, -math.inf) + LOCKED_S
+
+    def _note_locked(self, project: str, locked: int, answers: Sequence[Any]) -> None:
+        if len(self._locked) >= TOLD_MAX:
+            self._locked.clear()
+        if any(answer is not LATE and answer for answer in answers):
+            self._locked[project] = -math.inf  # from now on, as some of its pictures need none
+        elif locked == len(answers) and self._locked.get(project) != -math.inf:
+            self._locked[project] = time.monotonic()
 
     def _served(self, tag: str, label_config: str) -> tuple[Model, ChoiceMap] | None:
         """A loaded model and its choices; None, if possible without loading it, where it can predict nothing."""
@@ -295,6 +310,7 @@ class _Failures:
         self._on_failure = on_failure
         self._causes: Counter[tuple[str, str]] = Counter()
         self._told = 0
+        self.locked = 0
 
     def add(self, task: Any, cause: str, reason: str) -> None:
         """One more task without a prediction."""
@@ -311,6 +327,7 @@ class _Failures:
         if key:
             self._count("picture", cause, f"Task {_name(task)}: nothing is said of its picture {short(key)}: {reason}")
         else:
+            self.locked += isinstance(error, LockedError)
             self.add(task, cause, reason)
 
     def summarize(self) -> None:

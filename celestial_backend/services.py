@@ -14,6 +14,7 @@ from celestial_backend.models.store import ModelStore
 from celestial_backend.pictures.reader import ImageReader
 from celestial_backend.predictor import Predictor
 from celestial_backend.settings import Settings
+from celestial_backend.studio.access import Access
 from celestial_backend.studio.client import Studio
 
 
@@ -29,6 +30,7 @@ class Services:
     predictor: Predictor
     jobs: Jobs
     metrics: Metrics
+    access: Access
 
 
 def build(settings: Settings, *, look_only: bool = False) -> Services:
@@ -43,4 +45,4 @@ def build(settings: Settings, *, look_only: bool = False) -> Services:
     images = ImageReader(settings, studio, metrics)
     jobs = Jobs(settings, database, store, studio)
     predictor = Predictor(settings, store, images, metrics, missing=jobs.missing)
-    return Services(settings, database, store, studio, images, predictor, jobs, metrics)
+    return Services(settings, database, store, studio, images, predictor, jobs, metrics, Access(settings, studio))

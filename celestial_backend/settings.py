@@ -8,6 +8,7 @@ model was made.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -365,6 +366,17 @@ class Settings:
     def address(self) -> str:
         """Where Label Studio finds the backend: what a person types into *Connect Model*."""
         return self.backend_url or f"http://127.0.0.1:{self.port}"
+
+    def digests(self, salt: str) -> dict[str, str]:
+        """By variable what tells whether another process has the same value, and not which; without passwords."""
+        place = urlsplit(self.database_url or "")
+        values = {field.metadata["variable"]: getattr(self, field.name) for field in fields(self)}
+        values |= {"CELESTIAL_DATABASE_URL": (place.scheme, place.netloc.rpartition("@")[2], place.path)}
+        return {
+            variable: hashlib.sha256(f"{salt}\n{variable}\n{value}".encode()).hexdigest()[:16]
+            for variable, value in values.items()
+            if not variable.startswith("BASIC_AUTH_")
+        }
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:

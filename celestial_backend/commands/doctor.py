@@ -62,6 +62,8 @@ def _findings(settings: Settings, project: int | None, backend_url: str | None, 
     yield machine.disk(settings)
     running, found = machine.backend(settings, backend_url)
     yield found
+    if running and found.state == "ok":
+        yield machine.seen(settings, backend_url)
     answers, told = studio.answering(services.studio)
     yield from told
     yield from _of_studio(services, project, fix=fix, answers=answers, model_works=bool(classes))
@@ -85,10 +87,12 @@ def _of_studio(
         return
     try:
         connected = studio.connected(api, project)
-        if not connected:
+        if not connected and project is not None:
+            yield from studio.not_connected(api, services, project, model_works=model_works)
+        elif not connected:
             mend = "Connect one: python -m celestial_backend connect --help"
             what = "No project is connected, so it is not known whether Label Studio reaches the backend or blocks it."
-            yield Finding(name, "warn" if project is None else "fail", what, mend)
+            yield Finding(name, "warn", what, mend)
         for number, record in connected:
             connection = Connection(services, number, record)
             connection.model_works = model_works

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from celestial_backend import __version__
 from celestial_backend.database import SCHEMA, VERSION, Database
 from celestial_backend.errors import (
     DATABASE_REMEDY,
@@ -38,6 +39,9 @@ MAY_MAKE = (  # tables: in a schema that is there, or in one of its own
     f"SELECT COALESCE(has_schema_privilege(CAST(to_regnamespace('{SCHEMA}') AS oid), 'CREATE'),"
     " has_database_privilege(current_database(), 'CREATE')) AS may"
 )
+OF_STATE = ("MODEL_DIR", "BENTOML_HOME", "CELESTIAL_DATABASE_URL")
+COMPARED = (*OF_STATE, "LABEL_STUDIO_URL", "LABEL_STUDIO_HOST", "LABEL_STUDIO_API_KEY", "CELESTIAL_LABEL_STUDIO_DATA",
+            "LOCAL_FILES_DOCUMENT_ROOT", "CELESTIAL_DATA_FOLDER", "CELESTIAL_MODEL", "CELESTIAL_EMBEDDER")  # fmt: skip
 OURS = "CelestialBodiesBackend"  # the model class that /health tells
 State = Literal["ok", "warn", "fail", "not checked"]
 OLDEST, TOO_NEW = (3, 11), (3, 14)  # as pyproject.toml says
@@ -53,12 +57,16 @@ def health(url: str, user: str | None = None, password: str | None = None) -> di
         user: Credentials, only for an address that the operator has named.
         password: The same.
     """
+    return _object(f"{url.rstrip('/')}/health", user, password)
+
+
+def _object(address: str, user: str | None, password: str | None) -> dict[str, Any] | None:
     import httpx
 
     pair = (user, password or "") if user else None
     try:
         with httpx.Client(timeout=ANSWER_S, trust_env=False, auth=pair) as client:
-            body = client.get(f"{url.rstrip('/')}/health").json()
+            body = client.get(address).json()
     except httpx.ConnectError:
         return None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
@@ -275,6 +283,28 @@ def database(settings: Settings) -> Finding:
         return Finding(name, "fail", "The tables are missing, and the user may make no schema for them.", mend)
     made = "" if about else " Tables are made at the first use."
     return Finding(name, "ok", f"{looked_at.name} can be read.{made}")
+
+
+def seen(settings: Settings, url: str | None) -> Finding:
+    """What the running backend sees, which has settings of its own: Label Studio, its token, and what differs here."""
+    name, pair = "Running backend", (settings.basic_auth_user, settings.basic_auth_pass)
+    told = _object(f"{url or settings.address}/doctor", *pair) or {}
+    if "settings" not in told:
+        return not_checked(name, f"it does not say what it sees ({told.get('detail', 'another release, perhaps')})")
+    studio, own = told["label_studio"], settings.digests(told["salt"])
+    differing = [variable for variable in COMPARED if told["settings"].get(variable) != own[variable]]
+    if studio["state"] != "accepted":
+        mend = "Set it where the backend is started, and start that anew; what is set in this shell does not reach it."
+        return Finding(name, "fail", f"It says: {studio['detail']}", mend)
+    if told["version"] != __version__:
+        what = f"It is release {told['version']}, and this command is {__version__}."
+        return Finding(name, "warn", what, "Start the backend anew.")
+    if differing:
+        lost = any(variable in OF_STATE for variable in differing)
+        mend = "Set them here as for the backend, or start the backend anew with these."
+        what = f"It was started with other values than are set here: {', '.join(differing)}."
+        return Finding(name, "fail" if lost else "warn", what, mend)
+    return Finding(name, "ok", "It has the same settings as are set here, and Label Studio accepts its token.")
 
 
 def backend(settings: Settings, url: str | None) -> tuple[bool, Finding]:

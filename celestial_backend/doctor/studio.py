@@ -147,6 +147,51 @@ def _is_ours(record: MlBackend) -> bool:
     return MODEL_NAME in told or is_ours(health(record.url))
 
 
+def not_connected(api: StudioProject, services: Services, project: int, *, model_works: bool) -> Iterator[Finding]:
+    """
+    What can be said of a project before it is connected, in the order that connecting it needs.
+
+    Raises:
+        StudioError: Label Studio does not show the project.
+    """
+    wanted = f"project {project}"
+    text = api.ask(wanted, lambda client: client.projects.get(project)).label_config or ""
+    yield replace(config(services, project, text, model_works=model_works), project=project)
+    mend = (
+        f"In the project's settings, Model, press Connect Model, and enter {services.settings.address}"
+        " - this command then says whether Label Studio reaches it."
+    )
+    yield Finding("Connection", "fail", "The project has no model.", mend, project=project)
+
+
+def config(services: Services, project: int, text: str, *, model_works: bool) -> Finding:
+    """Whether the choices of a project's label config and the classes of its model go together."""
+    name = "Label config"
+    if not model_works:
+        return not_checked(name, NO_MODEL)
+    try:
+        tag = services.store.live_tag(str(project))
+        found, classes = model_of(services, tag, str(project))
+        vocabulary = services.store.vocabulary(tag, 0)
+    except CelestialError as error:
+        return not_checked(name, f"its model cannot be known: {error}")
+    if not classes or vocabulary is None:
+        return found
+    try:
+        choices = vocabulary.choices(text)
+    except LabelConfigError as error:
+        mend = "Put Choices on an Image, in the project's settings, Labeling Interface."
+        return Finding(name, "fail", str(error), mend)
+    if not choices.controls:
+        missing = services.jobs.missing(str(project))
+        what = f"Nothing can be predicted yet, with version {NEEDS_LABELS}. {' '.join(choices.warnings)}"
+        return Finding(name, "warn", what, missing or "Label pictures, and press Start Training.")
+    if choices.warnings:
+        mend = "Label pictures of these and train, or rename choices in the project's settings, Labeling Interface."
+        return Finding(name, "warn", " ".join(choices.warnings), mend)
+    return Finding(name, "ok", f"Each of the {len(classes)} classes of {tag} has a choice, and the reverse.")
+
+
 class Hooked:
     """A project, its model and its webhook, as Label Studio has them at the moment of the look."""
 
@@ -340,31 +385,8 @@ class Connection(Hooked):
         return str(self._api.ask("the versions of the model", ask))
 
     def config(self) -> Finding:
-        """Whether the choices of the project and the classes of its model go together."""
-        name = "Label config"
-        if not self.model_works:
-            return not_checked(name, NO_MODEL)
-        try:
-            tag = self._services.store.live_tag(str(self.number))
-            found, classes = model_of(self._services, tag, str(self.number))
-            vocabulary = self._services.store.vocabulary(tag, 0)
-        except CelestialError as error:
-            return not_checked(name, f"its model cannot be known: {error}")
-        if not classes or vocabulary is None:
-            return found
-        try:
-            choices = vocabulary.choices(self.project.label_config or "")
-        except LabelConfigError as error:
-            mend = "Put Choices on an Image, in the project's settings, Labeling Interface."
-            return Finding(name, "fail", str(error), mend)
-        if not choices.controls:
-            missing = self._services.jobs.missing(str(self.number))
-            what = f"Nothing can be predicted yet, with version {NEEDS_LABELS}. {' '.join(choices.warnings)}"
-            return Finding(name, "warn", what, missing or "Label pictures, and press Start Training.")
-        if choices.warnings:
-            mend = "Label pictures of these and train, or rename choices in the project's settings, Labeling Interface."
-            return Finding(name, "warn", " ".join(choices.warnings), mend)
-        return Finding(name, "ok", f"Each of the {len(classes)} classes of {tag} has a choice, and the reverse.")
+        """See `config`."""
+        return config(self._services, self.number, self.project.label_config or "", model_works=self.model_works)
 
     def version(self) -> Finding:
         """Whether title, version and the project's version agree; otherwise scores and sampling by them fail."""

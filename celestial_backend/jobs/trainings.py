@@ -133,6 +133,15 @@ class Jobs:
             return f"{counting.LEAST.capitalize()}."
         return known.missing
 
+    def knows(self, project: str) -> bool:
+        """Whether a project's /setup was accepted before, as far as can be said. Never raises."""
+        number, made = project_parts(project)
+        try:
+            known = self._hasty.known(number) if number else None
+        except StateError:
+            return True
+        return known is not None and (not made or known.made in ("", made))
+
     def know(self, project: str) -> None:
         """
         Remember a project whose /setup was accepted: its labels are looked at when no event comes. Never raises.

@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlspli
 
 import httpcore
 
-from celestial_backend.errors import FetchError, ForbiddenError, ImageError, file_too_large
+from celestial_backend.errors import FetchError, ForbiddenError, ImageError, LockedError, file_too_large
 from celestial_backend.pictures.folders import split_inside
 from celestial_backend.settings import Settings
 from celestial_backend.studio.client import Studio, TimedBackend, localhost_hint
@@ -375,7 +375,8 @@ class Downloader:
         if response.status in REDIRECTS and b"location" in headers:
             return _next(url, headers[b"location"])
         if response.status != 200:
-            raise FetchError(self._refusal(url, own, response))
+            kind = LockedError if own and response.status in (401, 403) else FetchError
+            raise kind(self._refusal(url, own, response))
         length = headers.get(b"content-length", "")
         if length.isdecimal():
             self._check_size(int(length))

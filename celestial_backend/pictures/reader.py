@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, quote, unquote
 import numpy as np
 from PIL import Image
 
-from celestial_backend.errors import DecodeError, FetchError, ForbiddenError, ImageError, file_too_large
+from celestial_backend.errors import DecodeError, FetchError, ForbiddenError, ImageError, LockedError, file_too_large
 from celestial_backend.metrics import DECODE, FETCH, Metrics
 from celestial_backend.pictures.decode import decode
 from celestial_backend.pictures.download import (
@@ -98,7 +98,7 @@ class Source(ABC):
     def from_studio(self, path: str) -> bytes:
         """What Label Studio serves under a path."""
         if not self.studio.url:
-            raise FetchError(
+            raise LockedError(
                 "it has to come from Label Studio, and nobody said where that is. Set LABEL_STUDIO_URL and"
                 " LABEL_STUDIO_API_KEY."
             )
@@ -190,8 +190,10 @@ class Web(Source):
         except (ForbiddenError, FetchError) as error:
             if studio_path(address.parts) is None:
                 raise
-            more = f"If {shown_host(address.text)} is Label Studio, set LABEL_STUDIO_HOST to it."
-            raise type(error)(f"{error} {more}") from error
+            kind, remedy = type(error), "LABEL_STUDIO_HOST to it"
+            if not self.studio.url:
+                kind, remedy = LockedError, "LABEL_STUDIO_URL to it, and LABEL_STUDIO_API_KEY"
+            raise kind(f"{error} If {shown_host(address.text)} is Label Studio, set {remedy}.") from error
 
 
 SOURCES: tuple[type[Source], ...] = (Inline, Uploads, LocalFiles, CloudStorage, InStudio, Web)  # asked in this order
@@ -254,6 +256,17 @@ class ImageReader:
         if data is not None:
             self._metrics.took(FETCH, time.perf_counter() - started)
         return data
+
+    def needs_token(self, value: object) -> bool:
+        """Whether a task's value names a picture that Label Studio alone has; no is said of what names none."""
+        try:
+            address = Address(value, self._downloader)
+            cloud = address.parts.scheme in CLOUDS
+            if not cloud and (not address.in_studio or studio_path(address.parts) is None):
+                return False
+            return self.near_file(value) is None
+        except ImageError:
+            return False
 
     def decoded(self, value: object, data: bytes, take: Callable[[int], None] | None = None) -> Image.Image:
         """

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 import httpcore
 
-from celestial_backend.errors import StudioError
+from celestial_backend.errors import StudioError, TokenError
 from celestial_backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -190,7 +190,13 @@ def localhost_hint(url: str) -> str:
 
 
 class Studio:
-    """Label Studio's address and token; one per process, safe to share between threads."""
+    """
+    Label Studio's address and token; one per process, safe to share between threads.
+
+    Attributes:
+        url: Its address; None where nobody said it.
+        place: The same for messages, without a password.
+    """
 
     def __init__(
         self, settings: Settings, *, answer_s: float = ANSWER_TIMEOUT_S, refresh_s: float = REFRESH_TIMEOUT_S,
@@ -198,12 +204,12 @@ class Studio:
     ) -> None:  # fmt: skip
         self.url = settings.label_studio_url
         self._answer_s, self._refresh_s, self._failure_kept_s = answer_s, refresh_s, failure_kept_s
-        self._place = re.sub(r"//[^/]*@", "//", self.url or "")
+        self.place = re.sub(r"//[^/]*@", "//", self.url or "")
         self._key = settings.label_studio_api_key
         self._lock = threading.Lock()
         self._client: LabelStudio | None = None
         self._sent: dict[str, str] = {}
-        self._failure = ""
+        self._failure: StudioError | None = None
         self._failed_at = 0.0
 
     def authorization(self) -> dict[str, str]:
@@ -223,13 +229,13 @@ class Studio:
             return {"Authorization": f"Token {self._key}"}
         with self._lock:
             if self._failure and time.monotonic() - self._failed_at < self._failure_kept_s:
-                raise StudioError(self._failure)
+                raise type(self._failure)(str(self._failure))
             try:
                 self._sent = self._bearer(self._key)
             except StudioError as error:
-                self._failure, self._failed_at, self._client = str(error), time.monotonic(), None
+                self._failure, self._failed_at, self._client = type(error)(str(error)), time.monotonic(), None
                 raise
-            self._failure = ""
+            self._failure = None
             return dict(self._sent)
 
     def client(self) -> LabelStudio:
@@ -257,7 +263,7 @@ class Studio:
             )
             return _closing(client, http)
         except ApiError as error:  # a personal access token that has run out is known without asking
-            raise StudioError(self._refusal(error)) from error
+            raise self._refusal(error) from error
 
     def problem(self, error: Exception, wanted: str) -> tuple[str, bool]:
         """
@@ -275,16 +281,16 @@ class Studio:
 
         if isinstance(error, httpx.TimeoutException):
             return (
-                f"Label Studio at {self._place} must answer within {self._answer_s:g} seconds and did not, when asked"
+                f"Label Studio at {self.place} must answer within {self._answer_s:g} seconds and did not, when asked"
                 f" for {wanted}. Check that it runs and is not overloaded.{localhost_hint(self.url or '')}"
             ), True
         if isinstance(error, ApiError) and error.status_code != 200:
-            return self._denial(error, wanted), error.status_code in PASSING
+            return self._denial(error.status_code or 0, error.body, wanted), error.status_code in PASSING
         if isinstance(error, (httpx.HTTPError, httpx.InvalidURL)):
             return self._unreachable(error), isinstance(error, httpx.TransportError)
         # A proxy in front of Label Studio says with a page that it is away, also when a token is to be renewed.
         return (
-            f"What answers at {self._place} is not Label Studio: it did not give {wanted}. Check LABEL_STUDIO_URL."
+            f"What answers at {self.place} is not Label Studio: it did not give {wanted}. Check LABEL_STUDIO_URL."
         ), isinstance(error, MADE_NO_SENSE)
 
     def ask(self, wanted: str, call: Callable[[LabelStudio], Answer]) -> Answer:
@@ -311,17 +317,52 @@ class Studio:
 
         return (ApiError, ParsingError, httpx.HTTPError, httpx.InvalidURL, *MADE_NO_SENSE)
 
-    def _denial(self, error: ApiError, wanted: str) -> str:
-        detail = error.body.get("detail") if isinstance(error.body, dict) else None
+    def get(self, path: str, wanted: str, seconds: float) -> Any:
+        """
+        The JSON object under a path of Label Studio, asked for with the token if there is one.
+
+        With a legacy token this needs no label-studio-sdk.
+
+        Args:
+            path: Without a slash in front.
+            wanted: What is asked for, such as "the first tasks".
+            seconds: In which it must be there, and a personal access token's renewal before.
+
+        Raises:
+            TokenError: The token is refused.
+            StudioError: It was not answered in time, or not so.
+        """
+        import httpx
+
+        header = self.authorization()
+        try:
+            with self._http(seconds) as http:
+                answer = http.get(f"{self.url}/{path}", headers=header)
+            body = answer.json()
+        except httpx.TimeoutException as error:
+            raise StudioError(self._late(seconds)) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise StudioError(self._unreachable(error)) from error
+        except ValueError:
+            body = None
+        if isinstance(body, dict) and answer.is_success:
+            return body
+        if isinstance(body, dict) and body:
+            denial = self._denial(answer.status_code, body, wanted)
+            raise (TokenError if answer.status_code in (401, 403) else StudioError)(denial)
+        raise StudioError(f"What answers at {self.place} is not Label Studio. Check LABEL_STUDIO_URL.")
+
+    def _denial(self, status: int, body: object, wanted: str) -> str:
+        detail = body.get("detail") if isinstance(body, dict) else None
         said = f" ({str(detail)[:200].rstrip('.')})" if detail else ""
-        start = f"Label Studio at {self._place} answered {error.status_code}{said} when asked for {wanted}."
-        if error.status_code == 401:
+        start = f"Label Studio at {self.place} answered {status}{said} when asked for {wanted}."
+        if status == 401:
             return f"{start} Set LABEL_STUDIO_API_KEY to a valid token, from Account & Settings."
-        if error.status_code == 403:
+        if status == 403:
             return f"{start} Give the token's user access to the project."
-        if error.status_code == 404:
+        if status == 404:
             return f"{start} The project was deleted, or the token's user may not see it. Check both in Label Studio."
-        if error.status_code in PASSING:
+        if status in PASSING:
             return f"{start} Look into Label Studio's own log."
         return f"{start} Check LABEL_STUDIO_URL, sub-path included."
 
@@ -355,7 +396,7 @@ class Studio:
         rest = asked.path.removeprefix(urlsplit(self.url or "").path)
         place = str(told.copy_with(userinfo=b"", path=told.path.removesuffix(rest) or "/", query=None, fragment=None))
         raise StudioError(
-            f"Label Studio at {self._place} answers that it has moved elsewhere, and the token is not sent there."
+            f"Label Studio at {self.place} answers that it has moved elsewhere, and the token is not sent there."
             f" If Label Studio is at {place.rstrip('/')}, set LABEL_STUDIO_URL to that."
         )
 
@@ -381,36 +422,39 @@ class Studio:
                 return self._bearer(key, last=True)
             raise StudioError(self._unreachable(error)) from error
         except ApiError as error:
-            raise StudioError(self._refusal(error)) from error
+            raise self._refusal(error) from error
         except httpx.TimeoutException as error:
-            raise StudioError(
-                f"Label Studio at {self._place} must answer within {self._refresh_s:g} seconds and did not."
-                f" Check that it runs and that LABEL_STUDIO_URL is right.{localhost_hint(self.url)}"
-            ) from error
+            raise StudioError(self._late(self._refresh_s)) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StudioError(self._unreachable(error)) from error
         except MADE_NO_SENSE as error:
             raise StudioError(
-                f"What answers at {self._place} is not Label Studio: it gave no access token. Check LABEL_STUDIO_URL."
+                f"What answers at {self.place} is not Label Studio: it gave no access token. Check LABEL_STUDIO_URL."
             ) from error
         return {"Authorization": header}
 
-    def _unreachable(self, error: Exception) -> str:
+    def _late(self, seconds: float) -> str:
         return (
-            f"Label Studio cannot be reached at {self._place} ({type(error).__name__})."
+            f"Label Studio at {self.place} must answer within {seconds:g} seconds and did not."
             f" Check that it runs and that LABEL_STUDIO_URL is right.{localhost_hint(self.url or '')}"
         )
 
-    def _refusal(self, error: ApiError) -> str:
+    def _unreachable(self, error: Exception) -> str:
+        return (
+            f"Label Studio cannot be reached at {self.place} ({type(error).__name__})."
+            f" Check that it runs and that LABEL_STUDIO_URL is right.{localhost_hint(self.url or '')}"
+        )
+
+    def _refusal(self, error: ApiError) -> StudioError:
         if error.status_code in (400, 401, 403):
             detail = error.body.get("detail") if isinstance(error.body, dict) else None
             said = f" ({str(detail).rstrip('.')})" if detail else ""
-            return (
-                f"Label Studio at {self._place} refused the personal access token{said}."
+            return TokenError(
+                f"Label Studio at {self.place} refused the personal access token{said}."
                 " Make a new one under Account & Settings and set LABEL_STUDIO_API_KEY to it."
             )
-        return (
-            f"Label Studio at {self._place} answered {error.status_code} when asked for an access token."
+        return StudioError(
+            f"Label Studio at {self.place} answered {error.status_code} when asked for an access token."
             " Check LABEL_STUDIO_URL, sub-path included."
         )
 
@@ -427,7 +471,7 @@ def _closing(client: LabelStudio, http: httpx.Client) -> LabelStudio:
 
 def _check_key(key: str) -> None:
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise StudioError(
+        raise TokenError(
             "LABEL_STUDIO_API_KEY must be the token alone, without blanks or signs that no token has."
             " Copy it again from Label Studio, Account & Settings."
         )

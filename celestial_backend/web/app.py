@@ -11,6 +11,7 @@ import base64
 import binascii
 import hmac
 import logging
+import secrets
 import socket
 import time
 import uuid
@@ -33,10 +34,12 @@ from celestial_backend.errors import (
     CelestialError,
     ForeignRequestError,
     RequestError,
+    TokenError,
     code_of,
 )
 from celestial_backend.services import Services
-from celestial_backend.settings import Settings
+from celestial_backend.settings import Settings, project_parts
+from celestial_backend.studio.access import LOOK_S
 from celestial_backend.studio.client import credentials
 from celestial_backend.web import openapi, protocol
 from celestial_backend.web.admission import RETRY_S, Admission, Place
@@ -47,9 +50,11 @@ from celestial_backend.web.protocol import TRAIN_EVENTS, OtherEvent, PredictRequ
 logger = logging.getLogger(__name__)
 
 # One generation of the SDK has more.
-PATHS = {"/", "/health", "/setup", "/predict", "/webhook", "/metrics", "/docs", "/openapi.json"}
+PATHS = {"/", "/health", "/setup", "/predict", "/webhook", "/metrics", "/docs", "/openapi.json", "/doctor"}
+SETUP_S, TOKEN_S = 2.2, 0.7  # of the three seconds that Label Studio gives /setup; for what stands with the token
 REASON_LENGTH = 400  # characters of a status line's reason phrase
 PATH_LENGTH = 100  # characters of an unknown path in the log
+PASSED_ON = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "X-Request-Start", "Via")
 READ = ("/setup", "/predict", "/webhook")  # those that take a body
 # Endings of names that no public name server gives away, so that no page of the web can have one.
 PRIVATE_NAMES = (".internal", ".local", ".localhost", ".localdomain", ".lan", ".home.arpa", ".test", ".svc")
@@ -63,6 +68,7 @@ def create_app(services: Services, admission: Admission | None = None) -> Flask:
     app.json = _Json(app)
     app.view_functions["health"] = _health
     app.view_functions["metrics"] = lambda: _metrics(services)
+    app.add_url_rule("/doctor", "doctor", lambda: _seen(services))
     document = openapi.document(guarded=services.settings.basic_auth_user is not None)
     app.add_url_rule("/openapi.json", "openapi", lambda: document)
     app.add_url_rule("/docs", "docs", lambda: _page(document))
@@ -95,6 +101,38 @@ class _Json(DefaultJSONProvider):
 
 def _health() -> dict[str, str]:
     return {"status": "UP", "model_class": CelestialBodiesBackend.__name__, "version": __version__}
+
+
+def _seen(services: Services) -> dict[str, Any]:
+    """
+    What `doctor` asks a running backend: how it stands with Label Studio, and whether its settings are the same.
+
+    Raises:
+        ForeignRequestError: No password is set, and who asks is on another machine.
+    """
+    settings = services.settings
+    if settings.basic_auth_user is None and not _is_from_here():
+        raise ForeignRequestError("Without a password, /doctor answers this machine alone. Set BASIC_AUTH_USER and"
+                                  " BASIC_AUTH_PASS to ask it from another one.")  # fmt: skip
+    standing, salt = services.access.standing(SETUP_S), secrets.token_hex(8)
+    return {
+        "version": __version__,
+        "label_studio": {"state": standing.state, "detail": standing.sentence},
+        "salt": salt,
+        "settings": settings.digests(salt),
+    }
+
+
+def _is_from_here() -> bool:
+    """Whether a program of this machine asks, and no proxy passes on what another machine wants."""
+    if any(name in request.headers for name in PASSED_ON):
+        return False
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in (request.remote_addr or "") else socket.AF_INET) as probe:
+            probe.bind((request.remote_addr or "", 0))  # an address can be bound where it belongs
+    except OSError:
+        return False
+    return bool(request.remote_addr)
 
 
 def _metrics(services: Services) -> Response:
@@ -207,6 +245,7 @@ def _check(services: Services, admission: Admission) -> Any:
     elif isinstance(found, SetupRequest):
         project = project_id(found.project)
         services.predictor.check(found.label_config, project)
+        _check_token(services, project, found.access_token)
         services.jobs.know(project)
         g.found = {"project": project, "schema": found.label_config}
     else:
@@ -215,6 +254,33 @@ def _check(services: Services, admission: Admission) -> Any:
         labels = sum(label is not None and not label.was_cancelled for label in made)
         g.found = {"action": found.action, "project": {"id": project, "label_config": ""}, "labels": labels}
     return None
+
+
+def _check_token(services: Services, project: str, lent: str | None) -> None:
+    """
+    Refuse a project of whose pictures none can be read, because the token for Label Studio is missing or refused.
+
+    Its first tasks decide, if Label Studio shows them for the token that it has lent with the request; else what came
+    of its last predictions, and for a new project whether pictures are on a disk here. Where it is not known, the
+    project is taken: no prediction that would work must be lost.
+    """
+    until = g.started + SETUP_S
+    standing = services.access.standing(min(TOKEN_S, until - time.monotonic()))
+    number = project_parts(project)[0]
+    if not standing.needs_token or not number:
+        return
+    addressed = standing.state != "no address"
+    in_time = until - time.monotonic() > LOOK_S
+    tasks = services.access.first_tasks(number, lent) if addressed and lent and in_time else None
+    if tasks is not None:
+        locked = bool(tasks) and all(any(map(services.images.needs_token, task.values())) for task in tasks)
+    else:
+        settings = services.settings
+        on_disk = settings.label_studio_data or settings.local_files_root or settings.data_folder
+        locked = services.predictor.locked(project)
+        locked = locked or (addressed and not on_disk and not services.jobs.knows(project))
+    if locked:
+        raise TokenError(standing.sentence)
 
 
 def _waited(most_s: float) -> float:

@@ -41,6 +41,9 @@ class SetupRequest(Struct, rename={"label_config": "schema"}):
 
     label_config: Annotated[str, Meta(description="The project's label config.")]
     project: Annotated[str | None, Meta(description="The project's number, a point, and when it was made.")] = None
+    access_token: Annotated[
+        str | None, Meta(description="A token of Label Studio, for a look at the first tasks where ours is refused.")
+    ] = None
 
 
 class PredictRequest(Struct, Generic[Sent]):

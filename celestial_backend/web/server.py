@@ -32,6 +32,7 @@ from celestial_backend.state import private
 from celestial_backend.web.admission import LINE
 from celestial_backend.web.app import create_app
 from celestial_backend.web.connections import Worker, check_gunicorn
+from celestial_backend.web.start import tell_in_background
 
 SPARE = 8  # threads that no prediction takes: for /health, /setup and /webhook
 START = "label-studio-ml start ."
@@ -84,6 +85,7 @@ def wsgi_app() -> Flask:
 def _warm_app(settings: Settings) -> Flask:
     services = build(settings)
     services.store.warm_up()
+    tell_in_background(settings, services.access)
     return create_app(services)
 
 
