@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import json
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, TextIO
 
 LIBRARIES = dict.fromkeys(("httpcore", "urllib3", "PIL", "h5py", "bentoml"), logging.INFO)
-LIBRARIES |= {"httpx": logging.WARNING, "huey": logging.WARNING, "tensorflow": logging.ERROR}
+LIBRARIES |= {"httpx": logging.WARNING, "huey": logging.WARNING, "tensorflow": logging.ERROR, "absl": logging.ERROR}
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+FACTS = "facts"  # of a record: what programs read of it, by name
 SIGNS_MAX = 4_000  # of a line; more are counted and left out
 LINES_MAX = 400  # of a traceback; a deep one has a hundred
 
 
-def configure(level: str) -> None:
+def configure(level: str, form: str = "text") -> None:
     """
     Log lines of this level and above to stderr, and quieten the libraries.
 
@@ -22,16 +32,24 @@ def configure(level: str) -> None:
     BentoML read the environment when they are imported, so this must come first.
     Python's warnings become lines of the log. Pillow's are dropped: a picture may bring
     thousands, and Python remembers the text of each.
+
+    Args:
+        level: One of Python's.
+        form: ``text``, for people, or ``json``, an object on each line.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
-    handler = logging.StreamHandler()
-    handler.setFormatter(Lines(FORMAT))
+    handler = _Stderr()
+    handler.setFormatter(JsonLines() if form == "json" else Lines(FORMAT))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name, least in LIBRARIES.items():
         logging.getLogger(name).setLevel(max(least, logging.getLevelName(level)))
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    if form == "json":
+        sys.excepthook = lambda *error: logging.getLogger(__name__).critical("The process ends", exc_info=error)
+    if logging.getLevelName(level) > logging.DEBUG and _Talkative.finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Talkative.finder)
 
 
 class Lines(logging.Formatter):
@@ -49,9 +67,91 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """All lines."""
         first, *traceback = super().format(record).split("\n")
-        if left_out := len(traceback[LINES_MAX:]):
-            traceback[LINES_MAX:] = [f"… and {left_out} lines more"]
-        return "\n    ".join([first, *map(_printable, traceback)])
+        return "\n    ".join([first, *_some(traceback)])
+
+
+class JsonLines(logging.Formatter):
+    """A record as an object of JSON, all on one line of ASCII, with its traceback in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        told: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "message": _printable(record.getMessage()),
+        }
+        told |= getattr(record, FACTS, {})
+        if record.exc_info:
+            told["traceback"] = "\n".join(_some(self.formatException(record.exc_info).split("\n")))
+        return json.dumps(told)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+class _Talkative(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """
+    Imports TensorFlow without what its C++ code writes to stderr meanwhile.
+
+    That is about graphics cards and rounding, at INFO, and no variable of the environment keeps it away.
+    """
+
+    finder: _Talkative
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        found = PathFinder.find_spec(fullname, path, target) if fullname == "tensorflow" else None
+        if found is not None and found.loader is not None:
+            self._of_file, found.loader = found.loader, self
+        return found
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._of_file.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self._of_file
+        with _hushed():
+            self._of_file.exec_module(module)
+
+
+_Talkative.finder = _Talkative()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """What is written to the file of stderr is dropped; what Python writes, in any thread, is not."""
+    before, own = sys.stderr, os.dup(2)
+    before.flush()
+    if before is sys.__stderr__:
+        sys.stderr = os.fdopen(os.dup(own), "w", buffering=1, errors="backslashreplace")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+        os.close(null)
+        sys.stderr = before
+
+
+def _some(traceback: Sequence[str]) -> list[str]:
+    """The lines of a traceback, printable and not too many."""
+    shown = [_printable(line) for line in traceback[:LINES_MAX]]
+    left_out = len(traceback) - LINES_MAX
+    return [*shown, f"… and {left_out} lines more"] if left_out > 0 else shown
 
 
 def _printable(text: str) -> str:

@@ -172,7 +172,7 @@ class Predictor:
         answers = [[] if answer is LATE else answer for answer in answers + left]
         failed = answers.count([])
         self._metrics.tasks(len(tasks) - failed, failed)
-        logger.info(
+        logger.debug(  # at INFO each request has a line already, and each run of a command
             "Predicted %d of %d tasks with %s in %.2f s, %d failed",
             len(tasks) - failed, len(tasks), tag, time.monotonic() - started, failed,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from celestial_backend.state import StateFolder
 
 MODEL_NAME = "celestial_bodies_classifier_model"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+LOG_FORMATS = ("text", "json")
 ON, OFF = ("on", "true", "1", "yes"), ("off", "false", "0", "no")
 NEVER = 0  # of CELESTIAL_TRAIN_EVERY: `off`
 PROJECT_MAX = 2**63 - 1  # what a database holds
@@ -88,6 +89,12 @@ def _log_level(text: str) -> str:
     if text.upper() not in LOG_LEVELS:
         raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
     return text.upper()
+
+
+def _log_format(text: str) -> str:
+    if text.lower() not in LOG_FORMATS:
+        raise ValueError(f"must be one of {', '.join(LOG_FORMATS)}")
+    return text.lower()
 
 
 def _count(text: str) -> int:
@@ -234,6 +241,9 @@ class Settings:
         "Where the backend is, as seen from Label Studio; without it, `http://127.0.0.1:PORT`.",
     )
     log_level: str = setting("LOG_LEVEL", _log_level, "INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
+    log_format: str = setting(
+        "LOG_FORMAT", _log_format, "text", "What lines of the log are: `text`, or `json`, an object on each line."
+    )
     port: int = setting("PORT", _port, 9090, "Port that the web server listens on.")
     workers: int = setting("WORKERS", _count, 1, "Web server processes; each holds its own model.")
     threads: int = setting(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.support.postgres_server import PostgresServer
 
 OURS = ("CELESTIAL_", "LABEL_STUDIO_", "HEARTEX_", "BENTOML_", "BASIC_AUTH_", "LOCAL_FILES_")
-OURS_BY_NAME = {"MODEL_DIR", "LOG_LEVEL", "PORT", "WORKERS", "THREADS"}
+OURS_BY_NAME = {"MODEL_DIR", "LOG_LEVEL", "LOG_FORMAT", "PORT", "WORKERS", "THREADS"}
 PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
 LONGEST = (
     "test_labels_to_model.py", "test_end_to_end.py", "test_distributed_prelabel.py", "test_worker.py",

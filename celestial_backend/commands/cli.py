@@ -50,7 +50,7 @@ def main(context: click.Context) -> None:
         return  # its arguments are settings too
     context.obj = Settings.from_environ(os.environ)
     private(context.obj.model_dir)
-    logs.configure(context.obj.log_level)
+    logs.configure(context.obj.log_level, context.obj.log_format)
 
 
 main.add_command(demo)

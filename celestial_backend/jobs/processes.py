@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -19,6 +19,7 @@ from celestial_backend.errors import STATE_REMEDY, StateError
 
 PLACE = str(Path(celestial_backend.__file__).parents[1])  # where `python -m celestial_backend` is found
 LOOK_S = 0.5
+SHELLS = ("sh", "dash", "bash")
 AGAIN = 75  # the code with which a process ends whose work is to be begun again, as nothing is wrong with it
 _SHOWN: list[IO[bytes]] = []  # open as long as the process lives
 SECRETS = {"BASIC_AUTH_USER", "BASIC_AUTH_PASS"}  # needed to answer requests
@@ -74,7 +75,24 @@ def show_life(path: Path) -> None:
 
 def this_process() -> str:
     """A name of this process that no other one has or will have, on any machine."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_began(os.getpid())}:{_place()}"
+    return _name(os.getpid())
+
+
+def starter() -> str | None:
+    """
+    The name of the `label-studio-ml start` that runs this process, directly or through a shell; None if none does.
+
+    It ends at a signal without a word to what it has started.
+    """
+    pid = os.getppid()
+    with suppress(OSError, IndexError):
+        words = _command(pid)
+        if Path(words[0]).name in SHELLS and words[1] == "-c":
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            words = _command(pid)
+        if "start" in words and any(Path(word).name == "label-studio-ml" for word in words[:2]):
+            return _name(pid)
+    return None
 
 
 def is_dead(name: str) -> bool:
@@ -100,6 +118,14 @@ def death(code: int) -> str:
         return f"Its process ended with code {code} and said nothing."
     hint = ", as a machine that is out of memory does" if code == -9 else ""
     return f"Its process was ended by signal {-code}{hint}."
+
+
+def _name(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}:{_began(pid)}:{_place()}"
+
+
+def _command(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
 def _began(pid: int) -> str:

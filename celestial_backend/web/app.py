@@ -25,7 +25,7 @@ from flask import Flask, Request, Response, g, jsonify, request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import ClientDisconnected, HTTPException, NotFound, RequestEntityTooLarge, UnsupportedMediaType
 
-from celestial_backend import __version__, metrics
+from celestial_backend import __version__, logs, metrics
 from celestial_backend.errors import (
     PASSWORD,
     BodyTooLargeError,
@@ -96,6 +96,8 @@ class _Json(DefaultJSONProvider):
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
         answer = self._prepare_response_obj(args, kwargs)
+        if isinstance(answer, dict) and "results" in answer:
+            g.facts["failed"] = answer["results"].count([])
         return Response(msgspec.json.encode(answer), mimetype="application/json")
 
 
@@ -155,6 +157,7 @@ def _open() -> None:
     g.started = time.monotonic()
     g.cause = None
     g.held = ExitStack()
+    g.facts = {}  # what the request's line of the log tells beside the path
     g.request_id = uuid.uuid4().hex[:12]
 
 
@@ -232,9 +235,12 @@ def _check(services: Services, admission: Admission) -> Any:
     body = _body(g.held.enter_context(places.place()), places.max_bytes)
     found = protocol.read(request.path, body)
     if isinstance(found, OtherEvent):
+        g.facts |= {"event": found.action[:PATH_LENGTH]}
         services.jobs.note_event(protocol.event_project(body), found.action)
         return {"status": "Unknown event"}
     if isinstance(found, PredictRequest):
+        _note(found.project)
+        g.facts["tasks"] = len(found.tasks)
         asked_at = min(g.started, time.monotonic() - _waited(services.settings.predict_max_s))
         g.found = {
             "tasks": Tasks(found.tasks),
@@ -244,12 +250,14 @@ def _check(services: Services, admission: Admission) -> Any:
         }
     elif isinstance(found, SetupRequest):
         project = project_id(found.project)
+        _note(found.project)
         services.predictor.check(found.label_config, project)
         _check_token(services, project, found.access_token)
         services.jobs.know(project)
         g.found = {"project": project, "schema": found.label_config}
     else:
         project = str(found.project.id)
+        g.facts |= {"project": project, "event": found.action}
         made = found.annotation if isinstance(found.annotation, list) else [found.annotation]
         labels = sum(label is not None and not label.was_cancelled for label in made)
         g.found = {"action": found.action, "project": {"id": project, "label_config": ""}, "labels": labels}
@@ -281,6 +289,12 @@ def _check_token(services: Services, project: str, lent: str | None) -> None:
         locked = locked or (addressed and not on_disk and not services.jobs.knows(project))
     if locked:
         raise TokenError(standing.sentence)
+
+
+def _note(project: object) -> None:
+    """Let the request's line of the log tell the project, if it has a number."""
+    if number := project_parts(str(project))[0]:
+        g.facts["project"] = number
 
 
 def _waited(most_s: float) -> float:
@@ -338,7 +352,10 @@ def _close(response: Response, counts: metrics.Metrics) -> Response:
     level = logging.DEBUG if request.path in ("/", "/health") else logging.INFO
     seconds = time.monotonic() - g.started
     path = request.path if request.path in PATHS else repr(request.path[:PATH_LENGTH])  # on one line, whatever it is
-    logger.log(level, "%s %s %d %.3f s [%s]", request.method, path, response.status_code, seconds, g.request_id)
+    facts = {"method": request.method, "path": path, "status": response.status_code, "seconds": round(seconds, 3)}
+    more = "".join(f" {name}={value}" for name, value in g.facts.items())
+    logger.log(level, "%s %s %d %.3f s%s [%s]", *facts.values(), more, g.request_id,
+               extra={logs.FACTS: facts | g.facts | {"request": g.request_id}})  # fmt: skip
     counts.request(request.path if request.path in PATHS else "other", response.status_code, seconds)
     if g.cause:
         counts.failure("request", g.cause)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import math
+import signal
 import socket
 import sys
 import time
@@ -63,6 +64,11 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             sys.stderr.write(f"{error}\n")
             sys.exit(error.exit_code)
         super().check_config(cfg, log)
+
+    def init_signals(self) -> None:
+        """A hang-up of the terminal is the master's to answer: it ends its workers, or lets them go on."""
+        super().init_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def handle(self, conn: Any) -> Any:
         """Serve one request; in a thread of the pool."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -23,12 +25,12 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
 from celestial_backend import logs
-from celestial_backend.errors import CelestialError
-from celestial_backend.jobs.processes import PLACE, lock, show_life
+from celestial_backend.errors import CelestialError, SettingsError
+from celestial_backend.jobs.processes import PLACE, is_dead, lock, show_life, starter
 from celestial_backend.metrics import SHARED
 from celestial_backend.services import build
 from celestial_backend.settings import LOG_LEVELS, Settings
-from celestial_backend.state import private
+from celestial_backend.state import private, reason
 from celestial_backend.web.admission import LINE
 from celestial_backend.web.app import create_app
 from celestial_backend.web.connections import Worker, check_gunicorn
@@ -38,6 +40,8 @@ SPARE = 8  # threads that no prediction takes: for /health, /setup and /webhook
 START = "label-studio-ml start ."
 STOP_S = 30  # seconds that running requests have to end after a stop signal
 AGAIN_S = 5.0  # a worker that ends is started anew no sooner than this after its last start
+HANDED_ON = ("LISTEN_FDS", "GUNICORN_FD")  # where systemd, or the process before this one, listens already
+MAY_PASS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 COUNTS, LIFE = "celestial-metrics-", "life"  # folders of shared counts, and the lock that their servers hold
 
 
@@ -57,8 +61,10 @@ def serve(argv: Sequence[str] | None = None, program: str = START) -> int:
     try:
         check_gunicorn()
         settings = Settings.from_environ({**os.environ, **given})
-        private(settings.model_dir)
-        logs.configure(settings.log_level)
+        _check_folder(settings.model_dir)
+        if not any(name in os.environ for name in HANDED_ON):
+            _check_address(options.host, settings.port)
+        logs.configure(settings.log_level, settings.log_format)
         if options.check:
             _check(settings)
     except CelestialError as error:
@@ -74,11 +80,11 @@ def wsgi_app() -> Flask:
     """The app of a web server process that something else has started, such as ``gunicorn _wsgi:app``."""
     try:
         settings = Settings.from_environ()
+        _check_folder(settings.model_dir)
     except CelestialError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(Arbiter.APP_LOAD_ERROR)  # gunicorn stops at this code, and starts anew at any other
-    private(settings.model_dir)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     return _warm_app(settings)
 
 
@@ -87,6 +93,49 @@ def _warm_app(settings: Settings) -> Flask:
     services.store.warm_up()
     tell_in_background(settings, services.access)
     return create_app(services)
+
+
+def _check_folder(folder: Path) -> None:
+    """
+    Make the state folder, for this user alone.
+
+    Raises:
+        SettingsError: Nobody but its owner or an administrator could make it work.
+    """
+    private(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno not in MAY_PASS:  # else predictions go on, and the log says that trainings do not
+            raise SettingsError(
+                f"MODEL_DIR must be a folder in which this user can write, and {folder} is none ({reason(error)})."
+                " Choose another folder with --model-dir or MODEL_DIR, or make that one this user's."
+            ) from error
+
+
+def _check_address(host: str, port: int) -> None:
+    """
+    See that this machine lets us listen there; gunicorn tries five times, and says it in its own words.
+
+    Raises:
+        SettingsError: It does not; the message says what to change.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does
+            probe.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            said = (f"Port {port} of {host} is in use, perhaps by a backend that runs already. Stop what uses it, or"
+                    f" choose another port with -p or PORT.")  # fmt: skip
+        elif error.errno == errno.EACCES:
+            said = f"Port {port} is for administrators alone. Choose one of 1024 or more with -p or PORT."
+        else:
+            said = (f"--host must be an address or a name of this machine, got {host!r}. Use 127.0.0.1 for programs on"
+                    " this machine alone, or 0.0.0.0 for all that can reach it.")  # fmt: skip
+        raise SettingsError(said) from error
 
 
 @contextmanager
@@ -142,7 +191,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         self._settings = settings
         self._worker = worker
         self._told: dict[str, Any] = {
-            "bind": f"{host}:{settings.port}",
+            "bind": f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}",
             "workers": settings.workers,
             "worker_class": Worker,
             "logger_class": _Log,
@@ -166,28 +215,58 @@ class _Server(BaseApplication):  # type: ignore[misc]
         return _warm_app(self._settings)
 
     def run(self) -> None:
-        (Arbiter(self) if self._worker is None else _Arbiter(self, self._worker)).run()
+        _Arbiter(self, self._worker).run()
 
 
 class _Log(Logger):  # type: ignore[misc]
-    """gunicorn's own log, with the lines of ours."""
+    """gunicorn's own log, as a part of ours."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
-        for handler in self.error_log.handlers:
-            handler.setFormatter(logs.Lines(self.error_fmt, self.datefmt))
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
 
 
 class _Arbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's master process, which keeps a worker for trainings beside its own."""
+    """
+    gunicorn's master process, which keeps a worker for trainings beside its own.
 
-    def __init__(self, server: _Server, worker: _TrainingWorker) -> None:
+    It ends with the `label-studio-ml start` that started it, and with the terminal that it was started in, unless
+    that was to leave it alone, as with `nohup`.
+    """
+
+    def __init__(self, server: _Server, worker: _TrainingWorker | None) -> None:
         self._training_worker = worker
+        self._starter = starter()
+        self._terminal = _has_terminal()
         super().__init__(server)
 
+    def init_signals(self) -> None:
+        left_alone = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        super().init_signals()
+        if left_alone:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def handle_hup(self) -> None:
+        if self._terminal:
+            raise StopIteration  # as gunicorn does at SIGTERM
+        super().handle_hup()
+
     def manage_workers(self) -> None:
+        if self._starter is not None and is_dead(self._starter):
+            self.log.info("What has started this server has ended")
+            raise StopIteration
         super().manage_workers()
-        self._training_worker.keep()
+        if self._training_worker is not None:
+            self._training_worker.keep()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 class _TrainingWorker:
@@ -231,7 +310,8 @@ def _options(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--no-worker", action="store_true", help="leave trainings to a worker that runs elsewhere")
     parser.add_argument("--basic-auth-user", dest="BASIC_AUTH_USER", help="user name that requests must carry")
     parser.add_argument("--basic-auth-pass", dest="BASIC_AUTH_PASS", help="password that requests must carry")
-    options = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = parser.parse_args([word for word in words if word != "--"])  # which leads `--help` past the SDK's parser
     if options.debug and options.LOG_LEVEL is None:
         options.LOG_LEVEL = "DEBUG"
     return options

@@ -25,7 +25,7 @@ def _queue() -> Any:
     try:
         settings = Settings.from_environ(os.environ)
         private(settings.model_dir)
-        logs.configure(settings.log_level)
+        logs.configure(settings.log_level, settings.log_format)
         return build(settings).jobs.huey
     except CelestialError as error:
         sys.stderr.write(f"{error}\n")

@@ -21,7 +21,7 @@ def main(worker: int) -> None:
     """Answer each page, a line of JSON, with a line; end when none comes for a while, or the worker has ended."""
     end_with_parent(worker)
     settings = Settings.from_environ()
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     services = build(settings)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer

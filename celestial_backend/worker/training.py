@@ -29,7 +29,7 @@ from celestial_backend.settings import Settings
 from celestial_backend.state import private
 from celestial_backend.studio.project import StudioProject
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("celestial_backend.worker.training")  # this file is started by name
 
 NICE = 10  # predictions go first
 AGAIN_S = 2.0
@@ -63,7 +63,7 @@ def main(job_id: str, token: str, worker: int) -> None:
     os.nice(NICE)
     settings = Settings.from_environ()
     private(settings.model_dir)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     services = build(settings)
     ledger = Ledger(services.database, PATIENCE_S)
     try:

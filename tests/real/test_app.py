@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import re
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +18,7 @@ import pytest
 from flask.testing import FlaskClient
 from label_studio_sdk.label_interface import LabelInterface
 
-from celestial_backend import __version__
+from celestial_backend import __version__, logs
 from celestial_backend.models import headed
 from celestial_backend.models.classifier import Classifier
 from celestial_backend.models.headed import Head
@@ -642,12 +643,28 @@ def test_the_time_that_a_body_takes_counts_once(client: FlaskClient, monkeypatch
 
 
 def test_each_request_leaves_one_line_with_counts(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
-    """The log tells how many tasks were predicted, by which model, and how long it took."""
+    """At INFO the log has one line with project, tasks, failed and seconds, for programs by name; and what failed."""
     with caplog.at_level(logging.INFO):
-        version = predict(client, tasks_of(["Mars", "nowhere"])).json["results"][0]["model_version"]
-    lines = [record.getMessage() for record in caplog.records]
-    assert any(line.startswith(f"Predicted 1 of 2 tasks with {version} in ") and "1 failed" in line for line in lines)
-    assert any(line.startswith("POST /predict 200 ") for line in lines)
+        predict(client, tasks_of(["Mars", "nowhere"]))
+        setup(client)
+        client.post("/webhook", json=event("START_TRAINING"))
+        client.post("/webhook", json={"action": "TASKS_\n" + "x" * 1000, "project": {"id": 7}})
+        client.get("/health")
+    records = [record for record in caplog.records if record.name == "celestial_backend.web.app"]
+    lines = [re.sub(r"[0-9.]+ s|\[[0-9a-f]{12}\]", "_", record.getMessage()) for record in records]
+    assert lines == [
+        "POST /predict 200 _ project=7 tasks=2 failed=1 _",
+        "POST /setup 200 _ project=7 _",
+        "POST /webhook 201 _ project=7 event=START_TRAINING _",
+        f"POST /webhook 200 _ event=TASKS_\n{'x' * 93} _",
+    ]
+    assert not any(record.levelno == logging.INFO and record.name.endswith("predictor") for record in caplog.records)
+    facts = vars(records[0])[logs.FACTS]
+    assert {name: facts[name] for name in ("project", "tasks", "failed", "path", "status")} == {
+        "project": "7", "tasks": 2, "failed": 1, "path": "/predict", "status": 200,
+    }  # fmt: skip
+    assert facts["seconds"] >= 0
+    assert len(facts["request"]) == 12
 
 
 def test_no_secret_of_a_request_is_logged(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
