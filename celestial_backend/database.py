@@ -73,6 +73,28 @@ TABLES = (
 )
 OF_SQLITE = "INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB"  # a serial number, and bytes
 OF_POSTGRESQL = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "BYTEA"
+IN_USE, WRONG_USER = "it is in use", "it does not accept the user or the password"
+NO_SUCH, ALL_TAKEN = "it has no database of that name", "all its connections are taken"
+STOPPED = "it is starting or stopping"
+OF_SQLITE_ERRORS = {
+    "SQLITE_BUSY": IN_USE, "SQLITE_LOCKED": IN_USE, "SQLITE_CANTOPEN": "its file cannot be opened",
+    "SQLITE_NOTADB": "its file is no database", "SQLITE_CORRUPT": "its file is damaged",
+    "SQLITE_READONLY": "its file can only be read", "SQLITE_FULL": "its disk is full",
+    "SQLITE_IOERR": "its disk cannot be read or written",
+}  # fmt: skip
+OF_CODES = {
+    "28P01": WRONG_USER, "28000": WRONG_USER, "3D000": NO_SUCH, "53300": ALL_TAKEN, "53100": "its disk is full",
+    "42501": "its user lacks a right", "25006": "it can only be read", "55P03": IN_USE,
+    "57P01": STOPPED, "57P02": STOPPED, "57P03": STOPPED,
+}  # fmt: skip
+OF_REFUSALS = {  # by what PostgreSQL and its library say
+    "too many ": ALL_TAKEN, "connection slots": ALL_TAKEN,
+    "password authentication failed": WRONG_USER, "no password supplied": WRONG_USER, "role \"": WRONG_USER,
+    "pg_hba.conf": "it lets this user in from no such machine", "does not exist": NO_SUCH,
+    "resolve host": "no machine has its name",
+    "translate host": "no machine has its name", "starting up": STOPPED, "shutting down": STOPPED,
+    "recovery mode": STOPPED, "SSL": "it and this machine do not agree on SSL", "FATAL": "it refuses the connection",
+}  # fmt: skip
 ABOUT = "SELECT name, value FROM about"
 NOW = "SELECT extract(epoch FROM clock_timestamp()) AS now"
 UNDEFINED_TABLE = "42P01"  # a code of PostgreSQL's
@@ -344,7 +366,7 @@ class Database:
                 self.close()  # the database was made anew: whoever asks next makes the tables
             place, remedy = ("", DATABASE_REMEDY) if self._file is None else (" in the state folder", STATE_REMEDY)
             nothing = "" if done == "read" else " Nothing was accepted."
-            raise StateError(f"The database{place} cannot be {done} ({_why(error)}).{nothing} {remedy}") from error
+            raise StateError(f"The database{place} cannot be {done} ({why(error)}).{nothing} {remedy}") from error
 
 
 def address_of(url: str | URL) -> str:
@@ -485,12 +507,19 @@ def _code(error: DBAPIError) -> str:
     return getattr(error.orig, "sqlstate", None) or ""
 
 
-def _why(error: Exception) -> str:
-    """What went wrong, in a few words of the database's."""
+def why(error: BaseException) -> str:
+    """What went wrong, in a few words of ours: the database's own tell addresses, names and values."""
+    error = getattr(error, "orig", None) or error
     if isinstance(error, NoTurnError | NoneLeftError):
-        return "it is in use"
-    if not isinstance(error, DBAPIError):
-        return error.strerror or type(error).__name__ if isinstance(error, OSError) else type(error).__name__
-    if type(error.orig).__module__ == "sqlite3":
-        return str(error.orig)
-    return f"code {_code(error)}" if _code(error) else "it does not answer"
+        return IN_USE
+    if name := getattr(error, "sqlite_errorname", ""):
+        return next((words for start, words in OF_SQLITE_ERRORS.items() if name.startswith(start)), f"code {name}")
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    code: str | None = getattr(error, "sqlstate", "none")
+    if code == "none":
+        return type(error).__name__
+    if code:
+        return OF_CODES.get(code, f"code {code}")
+    said = str(error)  # a connection that is refused has no code
+    return next((words for sign, words in OF_REFUSALS.items() if sign in said), "it does not answer")

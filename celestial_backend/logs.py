@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 LIBRARIES = dict.fromkeys(("httpcore", "urllib3", "PIL", "h5py", "bentoml"), logging.INFO)
 LIBRARIES |= {"httpx": logging.WARNING, "huey": logging.WARNING, "tensorflow": logging.ERROR, "absl": logging.ERROR}
+LIBRARIES |= dict.fromkeys(("psycopg", "sqlalchemy"), logging.CRITICAL)  # errors say it in our words
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FACTS = "facts"  # of a record: what programs read of it, by name
 SIGNS_MAX = 4_000  # of a line; more are counted and left out

@@ -27,7 +27,7 @@ from typing import Any
 from huey import Huey, crontab
 from huey.signals import SIGNAL_INTERRUPTED
 
-from celestial_backend.database import Database, Row
+from celestial_backend.database import Database, Row, why
 from celestial_backend.errors import StateError
 from celestial_backend.jobs.processes import child_environ, death, is_dead, this_process
 
@@ -92,7 +92,7 @@ class Pages:
             if there < enough:
                 self._queue.enqueue(self._task.s())
         except Exception as error:  # noqa: BLE001 - whatever the queue's client raises, the page is written down
-            logger.warning("The queue cannot be reached (%s), so no worker is woken.", type(error).__name__)
+            logger.warning("The queue cannot be reached (%s), so no worker is woken.", why(error))
 
     def look(self, run: str) -> dict[str, Row]:
         """What is seen of the pages of a run, by their ids; not the pages themselves."""

@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from huey import Huey, PostgresHuey, SqliteHuey
+from huey import Huey
 from huey.registry import Message
 from huey.serializer import Serializer
-from huey.storage import PostgresStorage
+from huey.storage import PostgresStorage, SqliteStorage
 
-from celestial_backend.database import ALIVE, CONNECT_S, SCHEMA, address_of
-from celestial_backend.errors import STATE_REMEDY, StateError
+from celestial_backend.database import ALIVE, CONNECT_S, SCHEMA, address_of, why
+from celestial_backend.errors import STATE_REMEDY, CelestialError, StateError
 from celestial_backend.settings import Settings
 
+logger = logging.getLogger(__name__)
 NAME = "celestial"
 TIMEOUT_S = 0.5  # for a file that another process writes into
 SAY_S = 60.0  # between two lines of the log about a queue that is away; Huey writes some each second
@@ -34,17 +35,31 @@ def make_queue(settings: Settings) -> Huey:
     Raises:
         StateError: Its file cannot be opened.
     """
-    for name in ("Worker", "Scheduler"):
-        logging.getLogger(f"huey.consumer.{name}").addFilter(_Away())
+    for name in ("huey", "huey.consumer", "huey.consumer.Worker", "huey.consumer.Scheduler"):
+        logging.getLogger(name).addFilter(_Away())
     options: dict[str, Any] = {"results": False, "serializer": _JsonSerializer()}
     if not (settings.database_url or "").startswith("postgresql"):
         try:
             settings.model_dir.mkdir(parents=True, exist_ok=True)
-            return SqliteHuey(NAME, filename=str(settings.state.queue), timeout=TIMEOUT_S, **options)
+            file = str(settings.state.queue)
+            return _Queue(NAME, storage_class=SqliteStorage, filename=file, timeout=TIMEOUT_S, **options)
         except (sqlite3.Error, OSError) as error:
-            raise StateError(f"The queue in the state folder cannot be opened ({error}). {STATE_REMEDY}") from error
+            said = f"The queue in the state folder cannot be opened ({why(error)}). {STATE_REMEDY}"
+            raise StateError(said) from error
     address = address_of(str(settings.database_url))
-    return PostgresHuey(NAME, storage_class=_Postgres, dsn=address, create_tables=False, **options)
+    return _Queue(NAME, storage_class=_Postgres, dsn=address, create_tables=False, **options)
+
+
+class _Queue(Huey):  # type: ignore[misc]
+    """Huey, whose worker writes into our log."""
+
+    def create_consumer(self, **options: Any) -> Any:
+        """What takes messages from the queue; `huey_consumer` has just given it a log of its own beside ours."""
+        log = logging.getLogger("huey")
+        log.handlers = [handler for handler in log.handlers if type(handler) is not logging.StreamHandler]
+        log.setLevel(max(log.getEffectiveLevel(), logging.WARNING))
+        logger.info("This worker takes trainings and pages of tasks, one at a time")
+        return super().create_consumer(**options)
 
 
 class _Postgres(PostgresStorage):  # type: ignore[misc]
@@ -96,7 +111,7 @@ class _JsonSerializer(Serializer):  # type: ignore[misc]
 
 
 class _Away(logging.Filter):
-    """Says in one sentence, now and then, that the queue is away, where Huey writes a traceback each time."""
+    """Says in a sentence what went wrong, and only now and then that the queue is away; Huey writes a traceback."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,11 +119,14 @@ class _Away(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if type(error).__module__.partition(".")[0] not in ("psycopg", "sqlite3"):
+        if isinstance(error, CelestialError):
+            record.msg, record.args, record.exc_info, record.exc_text = "%s", (str(error),), None, None
+            return True
+        if error is None or type(error).__module__.partition(".")[0] not in ("psycopg", "sqlite3"):
             return True
         if time.monotonic() < self._said + SAY_S:
             return False
         self._said = time.monotonic()
-        record.msg, record.args = "The queue cannot be reached (%s); it is tried again.", (type(error).__name__,)
+        record.msg, record.args = "The queue cannot be reached (%s); it is tried again.", (why(error),)
         record.exc_info = record.exc_text = None
         return True

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from celestial_backend.database import Transaction
+from celestial_backend.database import Transaction, why
 from celestial_backend.jobs.ledger import MERGED, PUBLISHED, RUNNING, WAITING
 from celestial_backend.settings import Settings, is_project
 
@@ -30,7 +30,7 @@ def take_over_jobs(settings: Settings, work: Transaction) -> bool:
     try:
         jobs, projects, pruned = (_rows(file, table) for table in ("jobs", "projects", "pruned"))
     except sqlite3.Error as error:
-        logger.warning("The list of jobs of an older release, %s, cannot be read: %s", file.name, error)
+        logger.warning("The list of jobs of an older release, %s, cannot be read: %s", file.name, why(error))
         return False
     jobs, projects = ([row for row in rows if is_project(row["project"])] for rows in (jobs, projects))
     for project in projects:

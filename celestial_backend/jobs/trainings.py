@@ -29,7 +29,7 @@ from typing import Any
 from huey import Huey, crontab
 from huey.signals import SIGNAL_INTERRUPTED
 
-from celestial_backend.database import Database
+from celestial_backend.database import Database, why
 from celestial_backend.errors import CelestialError, ProjectGoneError, RequestError, StateError
 from celestial_backend.jobs import counting
 from celestial_backend.jobs.ledger import (
@@ -425,7 +425,7 @@ class Jobs:
                 self.huey.enqueue(self._train_task.s())
         except Exception as error:  # noqa: BLE001 - whatever the queue's client raises, the request is written down
             logger.warning("The queue cannot be reached (%s); the worker looks at the list of jobs every minute.",
-                           type(error).__name__)  # fmt: skip
+                           why(error))  # fmt: skip
 
     def _train(self, job: Job) -> None:
         logger.info("Job %s trains project %s, attempt %d", job.id, job.project, job.attempts)

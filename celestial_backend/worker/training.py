@@ -88,13 +88,16 @@ def main(job_id: str, token: str, worker: int) -> None:
 
 def _ended(services: Services, ledger: Ledger, job: Job, outcome: Outcome | Ending) -> Ending | None:
     """End the job, with patience: until the database is there again, and has space; the worker bounds the time."""
+    said = ""
     while True:
         try:
             return end(services, ledger, job, outcome)
         except ModelError as error:
             outcome = Ending(FAILED, str(error))
         except StateError as error:
-            logger.error("%s", error)  # noqa: TRY400 - the sentence says it
+            if str(error) != said:
+                logger.warning("The end of job %s is written down later: %s", job.id, error)
+            said = str(error)
             time.sleep(AGAIN_S)
 
 

@@ -16,9 +16,10 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from celestial_backend.database import OLDEST, SCHEMA, VERSION, Database
-from celestial_backend.errors import StateError
+from celestial_backend.errors import DATABASE_REMEDY, StateError
 from celestial_backend.jobs.queue import make_queue
 from celestial_backend.settings import Settings
 from tests.support.postgres_server import PostgresServer
@@ -291,6 +292,40 @@ def test_of_many_who_ask_a_silent_database_first_none_waits_for_all_others(
     assert projects(database) == []
 
 
+def test_what_keeps_us_out_of_a_postgresql_is_told_apart(postgres_server: PostgresServer) -> None:
+    """Wrong password, no such user or database, no such machine, no connection left, no right: each in our words."""
+    url = postgres_server.fresh()
+    base, _, _ = url.rpartition("/")
+    wrong = {
+        url.replace(PASSWORD, "wrong"): "it does not accept the user or the password",
+        url.replace("celestial:", "stranger:"): "it does not accept the user or the password",
+        f"{base}/nowhere": "it has no database of that name",
+        url.replace("127.0.0.1", "nowhere.invalid"): "no machine has its name",
+        url.replace(f":{postgres_server.port}/", ":1/"): "it does not answer",
+        f"{url}?sslmode=require": "it and this machine do not agree on SSL",
+        url.replace("celestial:", "busy:"): "all its connections are taken",
+        url.replace("celestial:", "poor:"): "its user lacks a right",
+    }
+    with psycopg.connect(url, autocommit=True) as administrator:
+        for role in ("poor", "busy CONNECTION LIMIT 0"):
+            administrator.execute(f"CREATE USER {role} PASSWORD '{make_url(url).password}'")
+        said = {address: refusal(address) for address in wrong}
+        administrator.execute("DROP USER poor, busy")
+    for address, why in wrong.items():
+        assert said[address].partition(" Nothing")[0] == f"The database cannot be read ({why}). {DATABASE_REMEDY}"
+
+
+def refusal(url: str) -> str:
+    database = Database(Settings.from_environ({"CELESTIAL_DATABASE_URL": url}))
+    try:
+        projects(database)
+    except StateError as error:
+        return str(error)
+    finally:
+        database.close()
+    return ""
+
+
 def lose_tables(settings: Settings) -> None:
     """The database is made anew while it is in use, as by somebody who begins again or puts a copy back."""
     if settings.database_url and settings.database_url.startswith("postgresql"):
@@ -354,7 +389,7 @@ def away(_: Path) -> Settings:
     ("trouble", "place", "why", "remedy"),
     [
         (blocked, " in the state folder", "File exists", "Check that this user can write to the folder that MODEL_DIR"),
-        (damaged, " in the state folder", "file is not a database", "Check that this user can write to the folder"),
+        (damaged, " in the state folder", "its file is no database", "Check that this user can write to the folder"),
         (away, "", "it does not answer", "Start the database, or correct CELESTIAL_DATABASE_URL;"),
     ],
     ids=["blocked", "damaged", "away"],

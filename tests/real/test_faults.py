@@ -55,7 +55,7 @@ def test_a_state_folder_that_is_read_only_costs_trainings_alone(
     refused = server.post("/webhook", press)
     assert refused.status_code == 503
     assert "Nothing was accepted. Check that this user can write to the folder" in refused.json()["detail"]
-    server.wait_for_log("The queue in the state folder cannot be opened (unable to open database file). Check that")
+    server.wait_for_log("The queue in the state folder cannot be opened (its file cannot be opened). Check that")
     assert "Traceback" not in server.log_text()
 
     remount(small_disk, "rw")
@@ -79,7 +79,7 @@ def test_the_live_model_stays_where_the_pointer_cannot_be_written(
     if how == "read-only":
         services.database.close()  # else the system does not allow it
         remount(small_disk, "ro")
-    with pytest.raises(StateError, match=r"cannot be written \((database or disk is full|.*readonly).*can write to"):
+    with pytest.raises(StateError, match=r"cannot be written \(its (disk is full|file can only be read).*can write to"):
         store.publish("3", tag)
     assert store.pointers.read("3") == Pointer(tag, "before")
     assert store.live_tag("3") == tag

@@ -124,6 +124,6 @@ def test_a_server_that_is_away_is_a_sentence_now_and_then(
             except psycopg.Error:
                 logger.exception("Error reading from queue")
     assert [record.getMessage() for record in caplog.records] == [
-        "The queue cannot be reached (OperationalError); it is tried again."
+        "The queue cannot be reached (it does not answer); it is tried again."
     ]
     assert not any(record.exc_info for record in caplog.records)

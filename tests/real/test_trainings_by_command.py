@@ -198,7 +198,7 @@ def test_a_list_that_cannot_be_read_is_a_sentence(settings: Settings) -> None:
     settings.state.database.write_text("no list of jobs at all, and longer than the head of one" * 9)
     failed = cli("jobs")
     assert failed.returncode == 6
-    start = "Error: The database in the state folder cannot be read (file is not a database)"
+    start = "Error: The database in the state folder cannot be read (its file is no database)"
     assert failed.stderr.startswith(start)
     assert "accepted" not in failed.stderr
     assert "Traceback" not in failed.stderr

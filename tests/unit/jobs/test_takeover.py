@@ -187,5 +187,5 @@ def test_a_list_that_is_damaged_is_left_and_stops_nothing(settings: Settings, ca
     settings.state.old_jobs.write_text("no list, but long enough to be taken for one" * 100)
     ledger = started(settings)
     assert ledger.jobs() == []
-    assert "The list of jobs of an older release, jobs.db, cannot be read: file is not a database" in caplog.text
+    assert "The list of jobs of an older release, jobs.db, cannot be read: its file is no database" in caplog.text
     assert settings.state.old_jobs.is_file()
