@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ LIBRARIES = dict.fromkeys(("httpcore", "urllib3", "PIL", "h5py", "bentoml"), log
 LIBRARIES |= {"httpx": logging.WARNING, "huey": logging.WARNING, "tensorflow": logging.ERROR, "absl": logging.ERROR}
 LIBRARIES |= dict.fromkeys(("psycopg", "sqlalchemy"), logging.CRITICAL)  # errors say it in our words
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_HUSHED = threading.RLock()
 FACTS = "facts"  # of a record: what programs read of it, by name
 SIGNS_MAX = 4_000  # of a line; more are counted and left out
 LINES_MAX = 400  # of a traceback; a deep one has a hundred
@@ -49,7 +51,7 @@ def configure(level: str, form: str = "text") -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if form == "json":
         sys.excepthook = lambda *error: logging.getLogger(__name__).critical("The process ends", exc_info=error)
-    if logging.getLevelName(level) > logging.DEBUG and _Talkative.finder not in sys.meta_path:
+    if _Talkative.finder not in sys.meta_path:
         sys.meta_path.insert(0, _Talkative.finder)
 
 
@@ -102,9 +104,9 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 class _Talkative(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """
-    Imports TensorFlow without what its C++ code writes to stderr meanwhile.
+    Imports TensorFlow without what its C++ code writes to stderr meanwhile: about graphics cards and rounding.
 
-    That is about graphics cards and rounding, at INFO, and no variable of the environment keeps it away.
+    TF_CPP_MIN_LOG_LEVEL counts only once it is loaded.
     """
 
     finder: _Talkative
@@ -123,7 +125,7 @@ class _Talkative(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._of_file
-        with _hushed():
+        with hushed():
             self._of_file.exec_module(module)
 
 
@@ -131,8 +133,16 @@ _Talkative.finder = _Talkative()
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """What is written to the file of stderr is dropped; what Python writes, in any thread, is not."""
+def hushed() -> Iterator[None]:
+    """Above DEBUG, what libraries write to the file of stderr is dropped; what Python writes, in any thread, is not."""
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        yield
+        return
+    with _HUSHED:
+        yield from _without_stderr()
+
+
+def _without_stderr() -> Iterator[None]:
     before, own = sys.stderr, os.dup(2)
     before.flush()
     if before is sys.__stderr__:

@@ -42,6 +42,17 @@ BACKEND_PAGES = re.compile(r"/(health|setup|predict|webhook|versions|metrics|doc
 PROJECT_VERSION = re.compile(r"project-(?P<project>[0-9]+)-[0-9a-z]+")
 
 
+def _place() -> Path:
+    """The state folder where no setting names one: the same from whatever folder a program is started."""
+    root = Path(__file__).resolve().parents[1]
+    if (root / "_wsgi.py").is_file():
+        return root / "data"
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "celestial-backend"
+
+
+PLACE = _place()
+
+
 def _text(text: str) -> str:
     return text
 
@@ -218,7 +229,13 @@ class Settings:
         "A token of Label Studio: a personal access token or a legacy token.",
         repr=False,
     )
-    model_dir: Path = setting("MODEL_DIR", _path, Path("data").resolve(), "The state folder.")
+    model_dir: Path = setting(
+        "MODEL_DIR",
+        _path,
+        PLACE,
+        "The state folder: `data` in the clone, whatever folder a command is started in; for an installed package"
+        " `~/.local/share/celestial-backend`.",
+    )
     bentoml_home: Path = setting(
         "BENTOML_HOME", _path, Path("~/bentoml").expanduser(), "BentoML's folder, which holds the model store."
     )
@@ -414,11 +431,41 @@ class Settings:
             for name in sorted(environ)
             if name.startswith("CELESTIAL_") and name not in known
         ]
+        values.setdefault("model_dir", _older_place() or PLACE)
         if ("basic_auth_user" in values) != ("basic_auth_pass" in values):
             problems.append("BASIC_AUTH_USER and BASIC_AUTH_PASS must be set together; one of them is missing")
         if problems:
             raise SettingsError(". ".join(problems) + ".")
         return cls(**values)
+
+
+def state_note(environ: Mapping[str, str] = os.environ) -> str:
+    """A sentence about state that an earlier release left below the folder of this process; empty without any."""
+    left = Path("data").resolve()
+    if environ.get("MODEL_DIR", "").strip() or left == PLACE or not _has_state(left):
+        return ""
+    if _older_place() is None:
+        return f"The state folder is {PLACE}; there is one in {left} too, which MODEL_DIR={left} uses."
+    return (
+        f"The state folder is {left}, as in earlier releases, and {PLACE} for programs that are started in another"
+        f" folder. Set MODEL_DIR={left} for all, or stop all and move it to {PLACE}."
+    )
+
+
+def _older_place() -> Path | None:
+    """
+    The folder `data` where this process was started, if an earlier release has left its state there.
+
+    In a clone, one that was started in another folder by mistake does not take the place of the clone's own.
+    """
+    left = Path("data").resolve()
+    in_clone = PLACE.name == left.name
+    return left if left != PLACE and _has_state(left) and not (in_clone and _has_state(PLACE)) else None
+
+
+def _has_state(folder: Path) -> bool:
+    state = StateFolder(folder)
+    return any(path.exists() for path in (state.database, state.old_jobs, state.old_pointers))
 
 
 def is_project(text: object) -> bool:

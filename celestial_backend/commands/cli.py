@@ -26,7 +26,7 @@ from celestial_backend.errors import CelestialError, TrainingError
 from celestial_backend.jobs.ledger import FAILED
 from celestial_backend.learning.folder import Learned, learn_folder
 from celestial_backend.services import build
-from celestial_backend.settings import Settings
+from celestial_backend.settings import Settings, state_note
 from celestial_backend.state import private
 
 
@@ -50,6 +50,8 @@ def main(context: click.Context) -> None:
         return  # its arguments are settings too
     context.obj = Settings.from_environ(os.environ)
     private(context.obj.model_dir)
+    if note := state_note():
+        click.echo(note, err=True)
     logs.configure(context.obj.log_level, context.obj.log_format)
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from celestial_backend.errors import ModelLoadError
 from celestial_backend.labels import short, some
+from celestial_backend.logs import hushed
 
 DESCRIPTION, CUSTOM, CONFIG, WEIGHTS = "model.yaml", "custom_objects.pkl", "config.json", "model.weights.h5"
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -90,10 +91,11 @@ def open_tensorflow() -> None:
     if found is None or found.origin is None or not hasattr(os, "RTLD_NOW"):
         return
     linker = ctypes.CDLL(None)
-    for name in ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2"):
-        library = Path(found.origin).parent / name
-        if library.is_file():
-            linker.dlopen(str(library).encode(), ctypes.c_int(os.RTLD_NOW | os.RTLD_LOCAL))
+    with hushed():
+        for name in ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2"):
+            library = Path(found.origin).parent / name
+            if library.is_file():
+                linker.dlopen(str(library).encode(), ctypes.c_int(os.RTLD_NOW | os.RTLD_LOCAL))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import math
 import os
 import shutil
@@ -29,7 +30,7 @@ from celestial_backend.errors import CelestialError, SettingsError
 from celestial_backend.jobs.processes import PLACE, is_dead, lock, show_life, starter
 from celestial_backend.metrics import SHARED
 from celestial_backend.services import build
-from celestial_backend.settings import LOG_LEVELS, Settings
+from celestial_backend.settings import LOG_LEVELS, Settings, state_note
 from celestial_backend.state import private, reason
 from celestial_backend.web.admission import LINE
 from celestial_backend.web.app import create_app
@@ -65,6 +66,9 @@ def serve(argv: Sequence[str] | None = None, program: str = START) -> int:
         if not any(name in os.environ for name in HANDED_ON):
             _check_address(options.host, settings.port)
         logs.configure(settings.log_level, settings.log_format)
+        if note := state_note({**os.environ, **given}):
+            logging.getLogger(__name__).warning("%s", note)
+        given["MODEL_DIR"] = str(settings.model_dir)
         if options.check:
             _check(settings)
     except CelestialError as error:
@@ -305,7 +309,7 @@ def _options(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
     )
     parser.add_argument("-d", "--debug", action="store_true", help="log at DEBUG, start anew when the code changes")
     parser.add_argument("--log-level", dest="LOG_LEVEL", choices=LOG_LEVELS, help="default: LOG_LEVEL or INFO")
-    parser.add_argument("--model-dir", dest="MODEL_DIR", help="the state folder (default: MODEL_DIR or ./data)")
+    parser.add_argument("--model-dir", dest="MODEL_DIR", help="the state folder (default: MODEL_DIR or, in a clone, its folder `data`)")
     parser.add_argument("--check", action="store_true", help="load the model first, and exit if that fails")
     parser.add_argument("--no-worker", action="store_true", help="leave trainings to a worker that runs elsewhere")
     parser.add_argument("--basic-auth-user", dest="BASIC_AUTH_USER", help="user name that requests must carry")

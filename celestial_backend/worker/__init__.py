@@ -7,6 +7,7 @@ It takes jobs from the queue, one at a time, and gives each to a process of its 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from functools import cache
@@ -19,13 +20,15 @@ def _queue() -> Any:
     from celestial_backend import logs
     from celestial_backend.errors import CelestialError
     from celestial_backend.services import build
-    from celestial_backend.settings import Settings
+    from celestial_backend.settings import Settings, state_note
     from celestial_backend.state import private
 
     try:
         settings = Settings.from_environ(os.environ)
         private(settings.model_dir)
         logs.configure(settings.log_level, settings.log_format)
+        if note := state_note():
+            logging.getLogger(__name__).warning("%s", note)
         return build(settings).jobs.huey
     except CelestialError as error:
         sys.stderr.write(f"{error}\n")

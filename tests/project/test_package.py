@@ -50,7 +50,7 @@ class Installed(NamedTuple):
 
     def environ(self, cwd: Path) -> dict[str, str]:
         """Nothing is set but where models are kept; the state is where it is by itself."""
-        return plain_environ(self.programs) | {"BENTOML_HOME": str(cwd / "bentoml")}
+        return plain_environ(self.programs) | {"BENTOML_HOME": str(cwd / "bentoml"), "XDG_DATA_HOME": str(cwd / "share")}
 
 
 def files_of_the_checkout() -> list[str]:
@@ -202,7 +202,7 @@ def test_the_server_predicts_with_the_model_inside(
     assert (page.status_code, page.headers["Content-Type"].split(";")[0]) == (200, "text/html")
     assert "/predict" in page.text
 
-    ledger = Ledger(Database(Settings(model_dir=elsewhere / "data")))
+    ledger = Ledger(Database(Settings(model_dir=elsewhere / "share" / "celestial-backend")))
     while not ledger.workers():  # the server starts one beside itself
         process.wait_for_answer(f"{url}/health", 60)
         time.sleep(0.1)
@@ -214,7 +214,7 @@ def test_the_server_predicts_with_the_model_inside(
     assert {found[name]["state"] for name in ("Model", f"Backend at {url}", "Worker")} == {"ok"}, found
     listed = installed.run("celestial-backend", "models", "--json", cwd=elsewhere)
     assert prediction["model_version"] in listed.stdout
-    assert {path.name for path in elsewhere.iterdir()} == {"bentoml", "data"}
+    assert {path.name for path in elsewhere.iterdir()} == {"bentoml", "share"}
 
 
 def test_another_web_server_can_serve_it(installed: Installed, elsewhere: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from celestial_backend import settings
 from celestial_backend.errors import SettingsError
 from celestial_backend.settings import (
     MODEL_NAME,
@@ -20,6 +21,7 @@ from celestial_backend.settings import (
     no_project,
     project_of,
     project_tag,
+    state_note,
 )
 
 
@@ -270,3 +272,43 @@ def test_no_models_of_a_project_are_for_all(version: str) -> None:
     assert project_of(f"{MODEL_NAME}:{version}") == version.split("-")[1]
     assert project_of(project_tag("7", "0badcafe")) == "7"
     assert project_of(f"{MODEL_NAME}:default-0badcafe") is None
+
+
+def test_state_is_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever folder a program is started in: in the clone beside `_wsgi.py`; of a package, with the user's data."""
+    monkeypatch.chdir(tmp_path)
+    clone = Path(settings.__file__).parents[1]
+    assert Settings.from_environ({}).model_dir == clone / "data"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    monkeypatch.setattr(settings, "__file__", str(tmp_path / "lib" / "celestial_backend" / "settings.py"))
+    assert settings._place() == tmp_path / "share" / "celestial-backend"
+    assert state_note({}) == ""
+
+
+@pytest.mark.parametrize("left", ["celestial.db", "jobs.db"])
+def test_state_that_an_earlier_release_has_left_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """It was in `data` below the folder of the start; that is said, unless MODEL_DIR names a folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert Settings.from_environ({}).model_dir == settings.PLACE, "a folder of somebody else's data"
+    (tmp_path / "data" / left).touch()
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share" / "celestial.db").touch()
+    monkeypatch.setattr(settings, "PLACE", tmp_path / "share")
+    assert Settings.from_environ({}).model_dir == tmp_path / "data"
+    assert state_note({}).startswith(f"The state folder is {tmp_path / 'data'}, as in earlier releases, and ")
+    assert state_note({"MODEL_DIR": "elsewhere"}) == ""
+
+
+def test_a_clone_keeps_its_own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one in the folder of the start was begun there by mistake; it is named and not used."""
+    for name in ("here", "clone"):
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data" / "celestial.db").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(settings, "PLACE", tmp_path / "clone" / "data")
+    assert Settings.from_environ({}).model_dir == tmp_path / "clone" / "data"
+    here = tmp_path / "here" / "data"
+    assert state_note({}).endswith(f"; there is one in {here} too, which MODEL_DIR={here} uses.")
