@@ -227,8 +227,9 @@ class _Log(Logger):  # type: ignore[misc]
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
-        self.error_log.handlers.clear()
-        self.error_log.propagate = True
+        logging.getLogger("gunicorn.error").handlers.clear()
+        self.error_log = logging.getLogger("gunicorn")  # its lines at INFO are no errors
+        self.error_log.setLevel(self.loglevel)
 
 
 class _Arbiter(Arbiter):  # type: ignore[misc]
@@ -309,7 +310,9 @@ def _options(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
     )
     parser.add_argument("-d", "--debug", action="store_true", help="log at DEBUG, start anew when the code changes")
     parser.add_argument("--log-level", dest="LOG_LEVEL", choices=LOG_LEVELS, help="default: LOG_LEVEL or INFO")
-    parser.add_argument("--model-dir", dest="MODEL_DIR", help="the state folder (default: MODEL_DIR or, in a clone, its folder `data`)")
+    parser.add_argument(
+        "--model-dir", dest="MODEL_DIR", help="the state folder (default: MODEL_DIR, or `data` in the clone)"
+    )
     parser.add_argument("--check", action="store_true", help="load the model first, and exit if that fails")
     parser.add_argument("--no-worker", action="store_true", help="leave trainings to a worker that runs elsewhere")
     parser.add_argument("--basic-auth-user", dest="BASIC_AUTH_USER", help="user name that requests must carry")

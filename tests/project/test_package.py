@@ -50,7 +50,8 @@ class Installed(NamedTuple):
 
     def environ(self, cwd: Path) -> dict[str, str]:
         """Nothing is set but where models are kept; the state is where it is by itself."""
-        return plain_environ(self.programs) | {"BENTOML_HOME": str(cwd / "bentoml"), "XDG_DATA_HOME": str(cwd / "share")}
+        folders = {"BENTOML_HOME": str(cwd / "bentoml"), "XDG_DATA_HOME": str(cwd / "share")}
+        return plain_environ(self.programs) | folders
 
 
 def files_of_the_checkout() -> list[str]:

@@ -17,7 +17,7 @@ left_as_it_was = logging_kept.left_as_it_was
 def test_gunicorn_writes_such_lines_too(tmp_path: Path) -> None:
     """Started as people start it, the web server's own records are lines like all others."""
     port = free_port()
-    told = "import logging; logging.getLogger('gunicorn.error').error('it said %s', 'a\\nb\\x1b[31m')"
+    told = "import logging; logging.getLogger('gunicorn').error('it said %s', 'a\\nb\\x1b[31m')"
     code = (
         "from celestial_backend.web import server\n"
         "class Told(server._Arbiter):\n"
@@ -33,6 +33,6 @@ def test_gunicorn_writes_such_lines_too(tmp_path: Path) -> None:
     finally:
         process.stop()
     *rest, last = process.log_text().splitlines()
-    assert re.fullmatch(rf"{TIME} ERROR gunicorn\.error: it said a\\nb\\x1b\[31m", last)
+    assert re.fullmatch(rf"{TIME} ERROR gunicorn: it said a\\nb\\x1b\[31m", last)
     assert rest
     assert all(re.match(rf"{TIME} [A-Z]+ [\w.]+: ", line) for line in rest)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,15 @@ import requests
 from celestial_backend.metrics import SHARED
 from celestial_backend.planets.renderer import render
 from celestial_backend.web.server import _shared_metrics
-from tests.support.backend_server import REPOSITORY, Backends, ServerProcess, free_port, label_config, plain_environ
+from tests.support.backend_server import (
+    REPOSITORY,
+    Backends,
+    BackendServer,
+    ServerProcess,
+    free_port,
+    label_config,
+    plain_environ,
+)
 
 BIN = Path(sys.executable).parent
 HEALTH_S, SETUP_S = 5, 10  # Label Studio gives 1 and 3; other tests want the processor too
@@ -150,6 +163,90 @@ def test_a_stop_lets_running_requests_end(backends: Backends, originals: Path) -
     server.process.wait(30)
 
 
+STARTED = [BIN / "label-studio-ml", "start", "."]
+ALONE = [sys.executable, "_wsgi.py"]
+
+
+@contextlib.contextmanager
+def started(folder: Path, command: list[Any], terminal: int | None = None) -> Iterator[list[psutil.Process]]:
+    """A server and all its processes, the worker for trainings too, which are ended afterwards."""
+    port = free_port()
+    process = subprocess.Popen(
+        [*map(str, command), "-p", str(port)], cwd=REPOSITORY, env=environ(folder),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"), start_new_session=True,
+        preexec_fn=None if terminal is None else lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    family: list[psutil.Process] = []
+    try:
+        while len(family) < (3 if command is ALONE else 4):
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(f"http://127.0.0.1:{port}/health", timeout=HEALTH_S)
+                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        yield family
+    finally:
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait(30)
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """The two ends of a terminal: what shows it, and what a program has."""
+    ends = os.openpty()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            os.close(end)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_what_was_started_ends_with_it(tmp_path: Path, sign: signal.Signals) -> None:
+    """Whatever ends `label-studio-ml start .`, which hands no signal on: no server and no worker is left."""
+    with started(tmp_path, STARTED) as family:
+        family[0].send_signal(sign)
+        assert not psutil.wait_procs(family, 60)[1]
+
+
+@pytest.mark.parametrize("command", [STARTED, ALONE], ids=["label-studio-ml", "python"])
+def test_what_was_started_ends_with_its_terminal(
+    tmp_path: Path, command: list[Any], terminal: tuple[int, int]
+) -> None:
+    """As when somebody closes the window."""
+    with started(tmp_path, command, terminal[1]) as family:
+        os.close(terminal[0])
+        assert not psutil.wait_procs(family, 60)[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["nohup", *STARTED], id="nohup"),
+        pytest.param(ALONE, id="without a terminal, as under systemd and in Docker"),
+    ],
+)
+def test_a_hang_up_ends_nothing_that_was_to_go_on(
+    tmp_path: Path, command: list[Any], terminal: tuple[int, int]
+) -> None:
+    """With `nohup` it does not even reach gunicorn; without a terminal, its web processes start anew."""
+    with started(tmp_path, command, None if command is ALONE else terminal[1]) as family:
+        master = next(one for one in family if any("_wsgi.py" in word for word in one.cmdline()[1:2]))
+        if command is ALONE:
+            master.send_signal(signal.SIGHUP)
+        else:
+            os.close(terminal[0])
+        master.send_signal(signal.SIGTTOU)  # signals are answered in turn; this one leaves no more than a line
+        deadline = time.monotonic() + 60
+        while "ttou" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert master.is_running()
+        assert master.status() != psutil.STATUS_ZOMBIE
+        assert ("signal: hup" in (tmp_path / "log").read_text()) == (command is ALONE)
+
+
 def test_the_wsgi_app_runs_under_plain_gunicorn(tmp_path: Path) -> None:
     """`gunicorn _wsgi:app` serves the same app."""
     port = free_port()
@@ -209,6 +306,83 @@ def test_an_unfit_gunicorn_ends_the_start_with_a_sentence(tmp_path: Path, versio
     assert done.returncode == 2, done.stderr
     assert f"The web server needs gunicorn>=26,<28, and {version} is installed. Install it: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        pytest.param(["--host", "192.0.2.1"], "--host must be an address or a name of this machine", id="another one"),
+        pytest.param(["--host", "nowhere.invalid"], "--host must be an address or a name of this machine", id="none"),
+        pytest.param(["--model-dir", "README.md"], "README.md is none (File exists)", id="a file"),
+        pytest.param(["--model-dir", "/proc/nowhere"], "MODEL_DIR must be a folder in which this user can write",
+                     id="a folder that cannot be made"),
+    ],
+)  # fmt: skip
+def test_a_start_that_cannot_work_is_refused_at_once(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    """One sentence on stderr and exit code 2, before anything is started."""
+    done = start(tmp_path, *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert sentence in done.stderr
+
+
+def test_a_port_that_is_in_use_is_a_sentence(tmp_path: Path) -> None:
+    """With the port and what to do; `label-studio-ml start .` says it too, and drops the exit code."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for command, code in ((ALONE, 2), (STARTED, 0)):
+            done = subprocess.run(
+                [*map(str, command), "-p", str(port)], cwd=REPOSITORY, env=environ(tmp_path), capture_output=True,
+                text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert done.returncode == code
+            assert done.stderr.splitlines()[-1].startswith(f"Port {port} of 127.0.0.1 is in use, perhaps by a backend")
+            assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_port_for_administrators_is_a_sentence() -> None:
+    """For a user who is none."""
+    code = (
+        "import os; from celestial_backend.web.server import _check_address\n"
+        "os.setuid(65534); _check_address('127.0.0.1', 80)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    limit = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    assert ("Port 80 is for administrators alone" in done.stderr) == (limit > 80)
+
+
+@pytest.mark.parametrize("program", [ALONE[1:], [*map(str, STARTED), "--"]], ids=["python", "label-studio-ml"])
+def test_help_shows_our_arguments(tmp_path: Path, program: list[str]) -> None:
+    """The SDK answers `label-studio-ml start . --help` itself; two dashes lead past it."""
+    done = subprocess.run(
+        [sys.executable, *program, "--help"], cwd=REPOSITORY, env=environ(tmp_path), capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "--no-worker" in done.stdout
+
+
+def test_all_of_a_server_that_logs_json_is_json(tmp_path: Path) -> None:
+    """Web server, worker and training: an object a line, with project, tasks, failed and seconds of each request."""
+    server = BackendServer(tmp_path, LOG_FORMAT="json")
+    try:
+        server.predict(["nowhere"])
+        event = {"action": "START_TRAINING", "project": {"id": 7, "label_config": label_config()}}
+        assert server.post("/webhook", event).status_code == 201
+        server.wait_for_log('"logger": "celestial_backend.worker.training"', seconds=60)
+    finally:
+        server.stop()
+    lines = [json.loads(line) for line in server.log_text().splitlines()]
+    assert {"gunicorn", "celestial_backend.web.app", "celestial_backend.jobs.trainings"} <= {
+        line["logger"] for line in lines
+    }
+    (asked,) = (line for line in lines if line.get("path") == "/predict")
+    assert (asked["project"], asked["tasks"], asked["failed"], asked["status"]) == ("1", 1, 1, 200)
+    assert asked["seconds"] > 0
 
 
 def test_check_ends_with_a_sentence_when_the_model_is_broken(tmp_path: Path) -> None:

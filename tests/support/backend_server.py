@@ -199,7 +199,6 @@ def plain_environ(bin_folder: Path) -> dict[str, str]:
         "PATH": path,
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
         "BENTOML_DO_NOT_TRACK": "True",
         "NO_PROXY": "127.0.0.1,localhost",
         "TMPDIR": tempfile.gettempdir(),
