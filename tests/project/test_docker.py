@@ -351,6 +351,11 @@ def test_docker_compose_accepts_the_file() -> None:
         assert read[name]["environment"] == environment(name)
 
 
+def test_an_upgrade_builds_an_image_of_its_own() -> None:
+    """`up` builds what is not there, and an image of the release before has another name."""
+    assert BACKEND["image"] == WORKER["image"] == f"celestial-backend:{__version__}"
+
+
 def test_label_studio_is_the_release_that_the_tests_run_against() -> None:
     assert STUDIO["image"] == f"heartexlabs/label-studio:{VERSION}"
 

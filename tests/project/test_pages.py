@@ -50,7 +50,9 @@ LABEL_STUDIOS_OWN = {
 }
 OTHERS = {
     "LABEL_STUDIO_ADDRESS",
+    "COMPOSE_FILE",
     "TEST_CASES_TIMES",
+    "TEST_DOCKER_FOLDER",
     "TEST_LABEL_STUDIO_VENV",
     "TEST_SCREENSHOTS",
     "PROMETHEUS_MULTIPROC_DIR",
@@ -331,6 +333,34 @@ def _compose(command: str, _folder: Path) -> None:
     assert all((REPOSITORY / name).is_file() for name in named)
 
 
+def _compose_command(command: str, folder: Path) -> None:
+    """The service is there, and `run` takes none with an address of its own, which would be taken already."""
+    words = shlex.split(command)
+    place = words.index("python")
+    service = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"][words[place - 1]]
+    assert words[2] == "exec" or "networks" not in service
+    (folder / "pictures").mkdir()
+    _parsed(shlex.join(words[place:]).replace("/pictures", str(folder / "pictures")), folder)
+
+
+REPLACING = (
+    "export COMPOSE_FILE=docker-compose.yml:docker-compose.scale.yml",
+    "docker compose build backend",
+    "OLD=$(docker compose ps -q backend)",
+    "docker compose up -d --no-deps --no-recreate --wait --scale backend=6 backend",
+    "docker stop $OLD && docker rm $OLD",
+    "docker compose up -d --no-deps worker",
+)
+
+
+def _replacing(command: str, _folder: Path) -> None:
+    """They stand on the page in this order; test_compose.py runs them all under load, where there is an engine."""
+    assert command in REPLACING
+    assert "\n".join(REPLACING) in PAGES[DOCS / "deployment.md"]
+    tested = (REPOSITORY / "tests/real/docker/test_compose.py").read_text()
+    assert all(option in tested for option in re.findall(r"--[a-z-]+", command))
+
+
 def _worker_image(command: str, _folder: Path) -> None:
     """It stops as the compose file's worker does, and runs the same command on the same volume."""
     compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["worker"]
@@ -377,6 +407,11 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "huey_consumer celestial_backend.worker.huey": _consumer,
     "docker compose up": _compose,
     "docker compose -f docker-compose.yml -f docker-compose.scale.yml up": _compose,
+    "docker compose exec backend python -m celestial_backend doctor": _compose_command,
+    "docker compose exec backend python -m celestial_backend jobs": _compose_command,
+    'docker compose run --rm -v "$PWD/FOLDER:/pictures:ro" worker python -m celestial_backend connect /pictures '
+    '--title "My pictures"': _compose_command,
+    **dict.fromkeys(REPLACING, _replacing),
     "docker build -t celestial-backend .": _image,
     "docker run --rm -p 127.0.0.1:9090:9090 -v celestial-state:/data celestial-backend": _image,
     "docker run --rm --init --stop-signal SIGINT --stop-timeout 2100 -v celestial-state:/data celestial-backend "
