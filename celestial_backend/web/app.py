@@ -278,8 +278,11 @@ def _check_token(services: Services, project: str, lent: str | None) -> None:
     if not standing.needs_token or not number:
         return
     addressed = standing.state != "no address"
-    in_time = until - time.monotonic() > LOOK_S
-    tasks = services.access.first_tasks(number, lent) if addressed and lent and in_time else None
+    tasks = None
+    if addressed and lent:
+        if until - time.monotonic() < LOOK_S:
+            return
+        tasks = services.access.first_tasks(number, lent)
     if tasks is not None:
         locked = bool(tasks) and all(any(map(services.images.needs_token, task.values())) for task in tasks)
     else:

@@ -197,19 +197,18 @@ def opened(
 
 
 @pytest.mark.parametrize(
-    ("source", "opened", "predicted"),
+    ("source", "opened"),
     [
-        pytest.param("uploads", ("legacy", False), True, id="uploads-over-http-with-a-legacy-token"),
-        pytest.param("local files", ("legacy", False), True, id="local-files-over-http"),
-        pytest.param("uploads", ("personal", False), True, id="uploads-over-http-with-a-personal-access-token"),
-        pytest.param("uploads", ("invalid", False), False, id="no-uploads-with-an-invalid-token"),
-        pytest.param("uploads", ("invalid", True), True, id="uploads-from-label-studios-folder-without-a-valid-token"),
-        pytest.param("local files", ("invalid", True), True, id="local-files-from-their-folder-without-a-valid-token"),
+        pytest.param("uploads", ("legacy", False), id="uploads-over-http-with-a-legacy-token"),
+        pytest.param("local files", ("legacy", False), id="local-files-over-http"),
+        pytest.param("uploads", ("personal", False), id="uploads-over-http-with-a-personal-access-token"),
+        pytest.param("uploads", ("invalid", True), id="uploads-from-label-studios-folder-without-a-valid-token"),
+        pytest.param("local files", ("invalid", True), id="local-files-from-their-folder-without-a-valid-token"),
     ],
     indirect=["opened"],
 )
 def test_pictures_come_by_every_way_that_the_settings_open(
-    label_studio: LabelStudioServer, opened: BackendServer, pictures: list[Path], source: str, predicted: bool
+    label_studio: LabelStudioServer, opened: BackendServer, pictures: list[Path], source: str
 ) -> None:
     """Uploads and local files are had with either kind of token over HTTP, or from the disk without any."""
     project = label_studio.create_project(f"{source}, one way")
@@ -226,9 +225,32 @@ def test_pictures_come_by_every_way_that_the_settings_open(
     label_studio.retrieve(project)
 
     tasks = label_studio.tasks(project)
-    assert [len(task["predictions"]) for task in tasks] == [int(predicted)] * 10
-    failures = opened.log_text()[written:].count("Task ")
-    assert failures == (0 if predicted else 10)
+    assert [len(task["predictions"]) for task in tasks] == [1] * 10
+    assert "Task " not in opened.log_text()[written:]
+
+
+@pytest.mark.parametrize("opened", [("invalid", False)], indirect=True)
+def test_a_token_that_is_refused_is_named_where_the_model_is_connected(
+    label_studio: LabelStudioServer, opened: BackendServer, pictures: list[Path]
+) -> None:
+    """For uploads; pictures that stand in the tasks need none, and are predicted."""
+    opened.wait_for_log("answered 401 (Invalid token)")
+    project = label_studio.create_project("uploads, and a wrong token")
+    label_studio.upload(project, pictures[:2])
+    refused = requests.post(
+        f"{label_studio.url}/api/ml/", json={"project": project, "url": opened.url, "title": "celestial"},
+        headers={"Authorization": f"Token {label_studio.legacy_token}"}, timeout=60,
+    )  # fmt: skip
+    assert refused.status_code == 400
+    assert "Set LABEL_STUDIO_API_KEY to a valid token, from Account & Settings" in refused.text
+    assert "0" * 40 not in refused.text + opened.log_text()
+
+    other = label_studio.create_project("pictures in tasks, and a wrong token")
+    packed = base64.b64encode(pictures[0].read_bytes()).decode()
+    label_studio.import_tasks(other, [f"data:image/png;base64,{packed}"])
+    label_studio.connect_backend(other, opened.url)
+    label_studio.retrieve(other)
+    assert len(label_studio.predictions(other)) == 1
 
 
 @pytest.fixture(scope="module")
