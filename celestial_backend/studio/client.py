@@ -225,7 +225,7 @@ class Studio:
         if not self._key:
             return {}
         _check_key(self._key)
-        if self._key.count(".") != 2:  # three parts make a personal access token, all else is a legacy token
+        if not _is_personal(self._key):
             return {"Authorization": f"Token {self._key}"}
         with self._lock:
             if self._failure and time.monotonic() - self._failed_at < self._failure_kept_s:
@@ -317,16 +317,32 @@ class Studio:
 
         return (ApiError, ParsingError, httpx.HTTPError, httpx.InvalidURL, *MADE_NO_SENSE)
 
-    def get(self, path: str, wanted: str, seconds: float) -> Any:
+    def check(self, seconds: float) -> None:
         """
-        The JSON object under a path of Label Studio, asked for with the token if there is one.
+        See whether Label Studio is there and accepts the token, if there is one; without label-studio-sdk.
 
-        With a legacy token this needs no label-studio-sdk.
+        Raises:
+            TokenError: It refuses the token.
+            StudioError: It did not answer in time, or not as Label Studio does.
+        """
+        if self._key:
+            _check_key(self._key)
+        if self._key and _is_personal(self._key):
+            self.get("api/token/refresh/", "an access token", seconds, {"refresh": self._key})
+        elif self._key:
+            self.get("api/current-user/whoami", "the token's user", seconds)
+        else:
+            self.get("api/version", "its version", seconds)
+
+    def get(self, path: str, wanted: str, seconds: float, body: dict[str, str] | None = None) -> Any:
+        """
+        The JSON object under a path of Label Studio, asked for with a legacy token if there is one.
 
         Args:
             path: Without a slash in front.
             wanted: What is asked for, such as "the first tasks".
-            seconds: In which it must be there, and a personal access token's renewal before.
+            seconds: In which it must be there.
+            body: Sent along, if any.
 
         Raises:
             TokenError: The token is refused.
@@ -334,21 +350,21 @@ class Studio:
         """
         import httpx
 
-        header = self.authorization()
+        header = {"Authorization": f"Token {self._key}"} if self._key and not _is_personal(self._key) else {}
         try:
             with self._http(seconds) as http:
-                answer = http.get(f"{self.url}/{path}", headers=header)
-            body = answer.json()
+                answer = http.request("POST" if body else "GET", f"{self.url}/{path}", headers=header, json=body)
+            told = answer.json()
         except httpx.TimeoutException as error:
             raise StudioError(self._late(seconds)) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StudioError(self._unreachable(error)) from error
         except ValueError:
-            body = None
-        if isinstance(body, dict) and answer.is_success:
-            return body
-        if isinstance(body, dict) and body:
-            denial = self._denial(answer.status_code, body, wanted)
+            told = None
+        if isinstance(told, dict) and answer.is_success:
+            return told
+        if isinstance(told, dict) and told:
+            denial = self._denial(answer.status_code, told, wanted)
             raise (TokenError if answer.status_code in (401, 403) else StudioError)(denial)
         raise StudioError(f"What answers at {self.place} is not Label Studio. Check LABEL_STUDIO_URL.")
 
@@ -467,6 +483,11 @@ def _closing(client: LabelStudio, http: httpx.Client) -> LabelStudio:
     """
     weakref.finalize(client, http.close)
     return client
+
+
+def _is_personal(key: str) -> bool:
+    """Whether it is a personal access token, which has three parts; all else is a legacy token."""
+    return key.count(".") == 2
 
 
 def _check_key(key: str) -> None:

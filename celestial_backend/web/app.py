@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 # One generation of the SDK has more.
 PATHS = {"/", "/health", "/setup", "/predict", "/webhook", "/metrics", "/docs", "/openapi.json", "/doctor"}
-SETUP_S, TOKEN_S = 2.2, 0.7  # of the three seconds that Label Studio gives /setup; for what stands with the token
+SETUP_S, TOKEN_S = 2.0, 0.5  # of the three seconds that Label Studio gives /setup; for what stands with the token
 REASON_LENGTH = 400  # characters of a status line's reason phrase
 PATH_LENGTH = 100  # characters of an unknown path in the log
 PASSED_ON = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "X-Request-Start", "Via")

@@ -391,6 +391,44 @@ def test_a_good_set_up(studio: LabelStudioServer, backend: BackendServer) -> Non
     studio.api("DELETE", f"/api/projects/{project}/")
 
 
+def test_what_the_running_backend_sees(
+    studio: LabelStudioServer, backend: BackendServer, backends: Backends, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """It has settings of its own: a shell that is right does not hide them, and one that differs is named."""
+    assert doctor("--project", 999_999).state("Running backend") == "ok"
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", studio.personal_access_token)
+    told = doctor("--project", 999_999)
+    assert (told.state("Token"), told.state("Running backend")) == ("ok", "warn")
+    assert told.findings["Running backend"]["what"].endswith("than are set here: LABEL_STUDIO_API_KEY.")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "elsewhere"))
+    assert doctor("--project", 999_999).state("Running backend") == "fail"
+    assert str(studio.personal_access_token) not in told.text
+
+    store = os.environ["BENTOML_HOME"]
+    wrong = backends(LABEL_STUDIO_URL=studio.url, LABEL_STUDIO_API_KEY="0" * 40, BENTOML_HOME=store)
+    told = doctor("--project", 999_999, "--backend-url", f"{wrong.url}/docs")
+    assert told.state("Token") == "ok", "the shell's own is right"
+    assert told.state("Running backend") == "fail"
+    assert "answered 401" in told.findings["Running backend"]["what"]
+    assert "what is set in this shell does not reach it" in told.findings["Running backend"]["mend"]
+    assert backend.url != wrong.url
+
+
+@pytest.mark.usefixtures("port")
+def test_a_project_that_is_not_connected(studio: LabelStudioServer) -> None:
+    """Its label config is looked at first; then it is told to connect, with the address to type."""
+    for config, state in ((label_config(), "ok"), (label_config(("Mars", "Dog")), "warn")):
+        project = studio.create_project("Not connected", config)
+        build(Settings.from_environ()).store.live_tag()
+        told = doctor("--project", project, "--backend-url", f"http://127.0.0.1:{os.environ['PORT']}")
+        assert told.code == 1
+        names = list(told.findings)
+        assert names.index("Label config") < names.index("Connection")
+        assert (told.state("Label config"), told.state("Connection")) == (state, "fail")
+        assert f"http://127.0.0.1:{os.environ['PORT']}" in told.findings["Connection"]["mend"]
+
+
 def test_a_webhook_that_is_missing_or_off(studio: LabelStudioServer, backend: BackendServer) -> None:
     """It is made again, and an event comes through it; without --fix nothing is changed."""
     project = connect(studio, backend)
@@ -546,5 +584,5 @@ def test_nothing_is_connected(studio: LabelStudioServer) -> None:
     """A project without a model is a failure where it was asked for."""
     project = studio.create_project("Alone")
     told = doctor("--project", project)
-    assert told.state(f"Project {project}") == "fail"
-    assert "connect" in told.findings[f"Project {project}"]["mend"]
+    assert told.state("Connection") == "fail"
+    assert "Connect Model" in told.findings["Connection"]["mend"]

@@ -58,6 +58,17 @@ def test_with_a_token(host: PictureHost, answers: dict[str, Answer], state: str,
     assert host.authorizations() == [f"Token {TOKEN}"]
 
 
+@pytest.mark.parametrize(("status", "state"), [(200, "accepted"), (401, "refused")])
+def test_with_a_personal_access_token(host: PictureHost, status: int, state: str) -> None:
+    """It is seen whether it buys an access token; it is sent in the body, as Label Studio wants it."""
+    key = "eyJhbGciOi.eyJ0b2tlb.signature"
+    host.answers["/api/token/refresh/"] = said(status, **({"access": "x"} if status == 200 else {"detail": "Gone."}))
+    found = access(host.url, key).standing(SOON_S)
+    assert found.state == state
+    assert key not in found.sentence
+    assert host.authorizations() == [None]
+
+
 def test_without_a_token(host: PictureHost) -> None:
     """It is seen whether Label Studio is there; without an address nobody is asked."""
     host.answers[VERSION] = said(200, release="1.23.2")
