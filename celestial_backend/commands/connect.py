@@ -19,7 +19,7 @@ from rich.progress import Progress as ProgressBar
 from celestial_backend.errors import ModelError, RequestError
 from celestial_backend.jobs.counting import LEAST_CHOICES, LEAST_LABELS
 from celestial_backend.jobs.looker import EMBEDDED
-from celestial_backend.labels import ChoiceMap, loose, read, some
+from celestial_backend.labels import ChoiceMap, Sorted, loose, read, some
 from celestial_backend.services import Services, build
 from celestial_backend.settings import NEEDS_LABELS, NEVER, Settings, backend_address, project_of
 from celestial_backend.studio.project import StudioProject
@@ -32,7 +32,7 @@ from celestial_backend.studio.setup import (
     create_project,
     find_project,
     local_root,
-    pictures_of,
+    pictures_by_class,
     register,
     set_config,
     upload,
@@ -96,18 +96,18 @@ def connect(
 
     Done again, it adds the pictures that are new, and makes nothing twice.
     """
-    pictures = pictures_of(folder)
-    sub_folder_of = {path: path.relative_to(folder).parts[0] for path in pictures if path.parent != folder}
-    if labelled and not sub_folder_of:
+    sorted_ones = pictures_by_class(folder)
+    pictures, sub_folder_of = sorted_ones.files, sorted_ones.class_of()
+    if labelled and len(sorted_ones.classes) != 1 and sorted_ones.doubt:
         raise RequestError(
-            f"--labelled needs sub-folders with pictures, named after choices, and {folder} has none."
-            " Sort the pictures into such, or leave --labelled out."
+            f"--labelled needs sub-folders with pictures, named after choices. {sorted_ones.doubt} Or leave --labelled"
+            " out."
         )
     root = local_root(folder, settings.local_files_root) if local_files else None
     services = build(settings)
     found = find_project(services.studio, title)
     own = own_config(services, found)
-    config = own or label_config(services, choices, sub_folder_of.values())
+    config = own or label_config(services, choices, sorted_ones)
     offered = ChoiceMap.for_learning(config)
     labels = folder_labels(offered, sub_folder_of) if labelled else None
     project = found or create_project(services.studio, title, config)
@@ -122,7 +122,7 @@ def connect(
         else:
             imported = upload(services.studio, project, pictures, progress, labels)
     link = f"{settings.studio_link}/projects/{project}/data"
-    said = [KEEPS_ITS_OWN] if own and choices is not None else []
+    said = [*sorted_ones.notes, *([KEEPS_ITS_OWN] if own and choices is not None else [])]
     said += [*offered.warnings, unlabelled(pictures, sub_folder_of, labels), *imported.notes, *model.notes]
     for sentence in filter(None, [*said, outlook(settings, model.version, imported, labels)]):
         click.echo(sentence, err=True)
@@ -147,19 +147,20 @@ def own_config(services: Services, project: int | None) -> str:
     return config if read(config).controls else ""
 
 
-def label_config(services: Services, choices: str | None, sub_folders: Iterable[str]) -> str:
+def label_config(services: Services, choices: str | None, pictures: Sorted) -> str:
     """
     The label config that a project shall have; asks for choices if nothing names them.
 
     Raises:
         RequestError: They are fewer than two, or there is nobody to ask.
     """
-    names = dict.fromkeys(sorted(sub_folders))
-    if choices is None and len(names) >= LEAST_CHOICES:
+    names = list(pictures.classes)
+    several = len(names) >= LEAST_CHOICES
+    if choices is None and several and not pictures.doubt:
         return config_for(clean(names, "the sub-folders are"))
-    if choices is None and not sys.stdin.isatty():
-        seen = f"only the sub-folder {some(names)} holds pictures" if names else "no sub-folder holds pictures"
-        raise RequestError(f"{TWO_CHOICES}, and {seen}. {HOW_TO_CHOOSE}")
+    if choices is None and (several or not sys.stdin.isatty()):
+        seen = f"only the sub-folder {some(names)} holds pictures" if names else "no sub-folder is named after one"
+        raise RequestError(f"{f'{TWO_CHOICES}, and {seen}.' * (not several)} {pictures.doubt} {HOW_TO_CHOOSE}".strip())
     if choices is None:
         choices = str(click.prompt("Choices, separated by commas", err=True))
     if choices == FROM_MODEL:

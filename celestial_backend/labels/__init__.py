@@ -2,12 +2,13 @@
 The room of the label config: which choices a project asks for, and how they and a model's classes find each other.
 
 In goes a label config, and what a model knows; out come regions for probabilities, and choices for regions. What
-Label Studio's editor would not show, or not take, is never predicted. Nothing here reads a picture, asks anybody, or
-keeps a state.
+Label Studio's editor would not show, or not take, is never predicted. Folders name choices too, those that pictures
+are sorted into. Nothing here reads a picture, asks anybody, or keeps a state.
 """
 
 from celestial_backend.labels.config import LabelConfig, loose, read, short, some, value_of
 from celestial_backend.labels.controls import Columns, Control
+from celestial_backend.labels.folders import Sorted, by_class, files_in
 from celestial_backend.labels.mapping import CONTROLS_MAX, KEYS_MAX, ChoiceMap, Vocabulary
 
 __all__ = [
@@ -17,7 +18,10 @@ __all__ = [
     "Columns",
     "Control",
     "LabelConfig",
+    "Sorted",
     "Vocabulary",
+    "by_class",
+    "files_in",
     "loose",
     "read",
     "short",

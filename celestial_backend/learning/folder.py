@@ -71,7 +71,8 @@ def learn_folder(folder: Path, settings: Settings, report: Report | None = None)
     reader = Reader(Files(settings), cache, {GENERAL: embedder}, os.cpu_count() or 2)
     reader.read(wanted, copies_for(len(wanted)), report)
     cache.close()
-    examples, left_out = _examples(files, wanted)
+    class_of = {path: name for name, mine in files_of.items() for path in mine}
+    examples, left_out = _examples(files, wanted, class_of)
     check_counts([choice for example in examples for choice in example.choices], classes)
     data = Dataset({ANY: examples}, reader.gallery, {}, Counts(), None, _digest(examples))
     lesson = teach(_control(classes), data, Champion())
@@ -136,7 +137,9 @@ def _chosen(files: Sequence[Path]) -> list[Path]:
     return sorted(sorted(files, key=lambda path: rank("chosen", _name(path)))[:PICTURES_MAX])
 
 
-def _examples(files: Sequence[Path], wanted: Sequence[Wanted]) -> tuple[list[Example], tuple[str, ...]]:
+def _examples(
+    files: Sequence[Path], wanted: Sequence[Wanted], class_of: Mapping[Path, str]
+) -> tuple[list[Example], tuple[str, ...]]:
     """The examples, each picture once, and the files that are none; one that is in two classes is in neither."""
     places: dict[bytes, list[int]] = {}
     left_out = {}
@@ -147,7 +150,7 @@ def _examples(files: Sequence[Path], wanted: Sequence[Wanted]) -> tuple[list[Exa
             places.setdefault(each.picture, []).append(number)
     examples = []
     for picture, numbers in places.items():
-        names = {files[number].parent.name for number in numbers}
+        names = {class_of[files[number]] for number in numbers}
         if len(names) > 1:
             left_out |= {_name(files[number]): f"it is in {' and '.join(sorted(names))}" for number in numbers}
         else:

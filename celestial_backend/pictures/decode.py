@@ -18,10 +18,12 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+import numpy as np
+from PIL import Image, ImageChops, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
 from celestial_backend.errors import DecodeError, TooLargeError
 from celestial_backend.pictures.hooks import NotFiniteError, rgb
@@ -53,6 +55,11 @@ PACKED = (b"iCCP", b"zTXt", b"iTXt")
 EXTENSION, FRAME = 0x21, 0x2C  # the first byte of what a GIF consists of
 COMMENT, APPLICATION = b"\xfe", b"\xff"  # kinds of extensions
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"II\0*", b"MM*\0")  # the last two are wrong, and Pillow reads them
+BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANES, SAMPLE_FORMAT = 258, 259, 262, 277, 284, 339  # entries of a TIFF
+MISSING = 42113  # one of GDAL's: the number that stands for none, as text
+WHITE_IS_ZERO, SEPARATE, UNSIGNED = 0, 2, 1  # what they may say
+FORMS = {2: " with a sign", 3: " as fractions", 5: " as complex numbers", 6: " as complex numbers"}
+NUMBERS = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 STRIPS = (273, 324)  # where a TIFF says where its strips and tiles are, in numbers of any type
 SMALL_TYPES = (1, 2, 7)  # of a TIFF's other values: bytes and text, such as a colour profile, are not counted
 FRACTIONS = (5, 10)
@@ -343,10 +350,12 @@ def decode(data: bytes, max_pixels: float, take: Callable[[int], None] | None = 
     """
     The picture that a file's bytes hold, upright, in mode RGB; of an animation, the first frame.
 
-    What is transparent becomes black, the colour of empty sky. 16-bit grey keeps
-    its range: 0 to 65535 becomes 0 to 255. Grey in other numbers is taken as 0 to
-    1, 0 to 255 or 0 to 65535, whichever holds all of it, and is stretched from its
-    darkest to its brightest otherwise.
+    What is transparent becomes black, the colour of empty sky. Grey in 16 bits, large
+    integers or fractions is taken as 0 to 1 (fractions alone), 0 to 255 or 0 to 65535,
+    whichever holds all of it; where that leaves less than a sixteenth of the range to
+    it, or none holds it, it is stretched from its darkest to its brightest, a few
+    odd values aside. So nothing comes out black that has something to show. Numbers
+    that are none are black.
 
     Args:
         data: A whole file.
@@ -369,15 +378,21 @@ def decode(data: bytes, max_pixels: float, take: Callable[[int], None] | None = 
         if take is not None:
             take(image.width * image.height)
         _spare_work(image, len(data))
+        _check_planes(image)
         image.load()
-        return rgb(_upright(image))
+        return _as_meant(image, rgb(_upright(_true_numbers(image))))
     except (TooLargeError, DecodeError, TimeoutError):
         raise
     except NotFiniteError as error:
         raise DecodeError(str(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError(_too_many(max_pixels, "far more")) from error
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, KeyError) as error:  # Pillow looks up what it does not know
+        if kind := _strange_tiff(data):
+            raise DecodeError(
+                f"this TIFF is of a kind that is not read: {kind}. Save the picture anew in grey or RGB, with 8 or 16"
+                " bits per channel, best as PNG."
+            ) from error
         raise DecodeError(
             f"the file must be a picture ({KNOWN}), and its {len(data)} bytes look like {_looks_like(data)}."
             " Check what the task's address really leads to."
@@ -412,6 +427,61 @@ def _spare_work(image: ImageFile.ImageFile, length: int) -> None:
         for tag in INNER_NOTES:
             if tag in notes:
                 del notes[tag]
+
+
+def _entry(image: Image.Image, tag: int, otherwise: Any) -> Any:
+    """What a TIFF says, the first of several values; `otherwise` where it says nothing, or is none."""
+    found = image.tag_v2.get(tag, otherwise) if isinstance(image, TiffImagePlugin.TiffImageFile) else otherwise
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _check_planes(image: Image.Image) -> None:
+    """Pillow reads the planes of a TIFF as if each number were a byte."""
+    if _entry(image, PLANES, 1) == SEPARATE and _entry(image, BITS, 8) > 8:
+        raise DecodeError(
+            "a TIFF of more than 8 bits per channel must hold the channels of a pixel side by side, and this one holds"
+            " them apart. Save the picture anew, best as PNG."
+        )
+
+
+def _true_numbers(image: Image.Image) -> Image.Image:
+    """What a TIFF means by its numbers: the largest are not negative, as Pillow has it, and some stand for none."""
+    if image.format != "TIFF" or image.mode not in NUMBERS:
+        return image
+    numbers, missing = np.asarray(image), str(_entry(image, MISSING, "")).strip(" \0")
+    if image.mode == "I" and _entry(image, SAMPLE_FORMAT, UNSIGNED) == UNSIGNED and numbers.min() < 0:
+        numbers = numbers.view(np.uint32)
+    elif not missing:
+        return image
+    numbers = numbers.astype(np.float32)
+    with suppress(ValueError):
+        numbers[numbers == np.float32(missing)] = np.nan
+    return Image.fromarray(numbers)
+
+
+def _as_meant(image: Image.Image, picture: Image.Image) -> Image.Image:
+    """A TIFF in which 0 is white; Pillow sees to that for 8 bits alone."""
+    is_negative = image.mode in NUMBERS and _entry(image, PHOTOMETRIC, 1) == WHITE_IS_ZERO
+    return ImageChops.invert(picture) if is_negative else picture
+
+
+def _strange_tiff(data: bytes) -> str:
+    """What there is about the pixels of a TIFF; "" of any other file, or a damaged one."""
+    if not data.startswith(TIFFS):
+        return ""
+    try:
+        tags, file = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" else data[:8]), BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        if (compression := tags.get(COMPRESSION, 1)) not in TiffImagePlugin.COMPRESSION_INFO:
+            return f"its compression has the number {int(compression)}"
+        channels, bits, form = int(tags.get(CHANNELS, 1)), tags.get(BITS, (1,)), tags.get(SAMPLE_FORMAT, (UNSIGNED,))
+        told = tags.get(PHOTOMETRIC, WHITE_IS_ZERO), form[:1], bits * channels if len(bits) == 1 else bits
+        if any((kind[1], kind[2], kind[4]) == told for kind in TiffImagePlugin.OPEN_INFO):
+            return ""
+        return f"{channels} x {int(bits[0])} bits{FORMS.get(int(form[0]), '')} in each pixel"
+    except Exception:  # noqa: BLE001 - damage shows in any way
+        return ""
 
 
 def _upright(image: Image.Image) -> Image.Image:

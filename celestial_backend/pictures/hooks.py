@@ -9,7 +9,6 @@ models say.
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +26,14 @@ TAIL = 0.02  # of the pixels may lie below the dark level, and as many above the
 LEAST_SPREAD = 0.02  # between the two, so that next to nothing is not blown up
 FAINT = 3.0  # grey levels: below this difference there is nothing to find
 USUAL_PX = (72, 72)
+LOOK_PX = 1024  # a picture of numbers is looked at in no more rows and columns, to find its range
+NO_NUMBER = 1e30  # what is as large stands for a missing value, as infinity and NaN do
+RARE = 0.001  # so many of the numbers may be far off, as hot pixels and missing values are
+FAINTEST = 16  # a picture in less than this part of its range would be left with a few dark shades
 
 
 class NotFiniteError(ValueError):
-    """A picture of numbers has some that are none; the sentence is for people."""
+    """A picture of numbers has only such as are none; the sentence is for people."""
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -38,11 +41,9 @@ def rgb(image: Image.Image) -> Image.Image:
     A decoded picture of any mode in RGB, as `pictures.decode` says.
 
     Raises:
-        NotFiniteError: Its numbers are not all finite.
+        NotFiniteError: None of its numbers is finite.
     """
-    if image.mode.startswith("I;16"):
-        image = _scaled(image, 0, 65535)
-    elif image.mode in ("I", "F"):
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _scaled(image, *_range(image))
     if image.has_transparency_data:
         # Pasting on black also hides the colours that were stored under transparent pixels.
@@ -53,23 +54,26 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    extrema = image.getextrema()
-    low, high = (float(value) for value in extrema if isinstance(value, int | float))
-    if not (math.isfinite(low) and math.isfinite(high)):
+    """What becomes black and what becomes white."""
+    side = min(image.width, LOOK_PX), min(image.height, LOOK_PX)
+    seen = np.asarray(image if side == image.size else image.resize(side, Image.Resampling.NEAREST), np.float64)
+    seen = seen[np.abs(seen) < NO_NUMBER]
+    if not seen.size:
         raise NotFiniteError(
-            "the picture's numbers must be finite, and some are not. Save it with 8 or 16 bits per channel."
+            "the picture's numbers must be finite, and none is. Save it with 8 or 16 bits per channel."
         )
-    whole = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
-    for top in whole:
-        if low >= 0 and high <= top:
+    low, high = float(seen.min()), float(seen.max())
+    dark, bright = (float(value) for value in np.percentile(seen, (100 * RARE, 100 * (1 - RARE))))
+    for top in (1.0, 255.0, 65535.0)[image.mode != "F" :]:
+        if low >= 0 and high <= top and bright >= top / FAINTEST:
             return 0.0, top
-    return low, high
+    return (dark, bright) if dark < bright else (min(0.0, low), high)
 
 
 def _scaled(image: Image.Image, low: float, high: float) -> Image.Image:
     factor = 255 / (high - low) if high > low else 0.0
     # Pillow takes such a function of these modes apart into a factor and an offset.
-    return image.point(lambda value: value * factor + (0.5 - low * factor)).convert("L")
+    return image.convert("F").point(lambda value: value * factor + (0.5 - low * factor)).convert("L")
 
 
 def middle(picture: Image.Image, size_px: tuple[int, int], share: float = SHARE) -> NDArray[np.uint8]:

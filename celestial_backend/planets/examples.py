@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from celestial_backend.errors import ImageError, NotEnoughDataError, TrainingError
+from celestial_backend.labels import by_class, some
 from celestial_backend.pictures.decode import decode
 from celestial_backend.planets.renderer import BODIES, render
 
@@ -67,22 +68,31 @@ def read_folder(folder: Path) -> list[Example]:
 
 def files_by_class(folder: Path) -> dict[str, list[Path]]:
     """
-    The files of each sub-folder by its name, all in the order of their names; hidden sub-folders are passed over.
+    The files of each class by its name, all in the order of their names; see `labels.by_class`.
+
+    What was passed over or understood is reported in the log.
 
     Raises:
-        TrainingError: It is no folder, or cannot be read.
+        TrainingError: It is no folder, cannot be read, or its sub-folders are no classes.
     """
     if not folder.is_dir():
         raise TrainingError(f"The training data must be a folder with one sub-folder for each class, got {folder}.")
     try:
-        classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        for entry in classes:
-            entry.name.encode()
-        return {entry.name: sorted(path for path in entry.iterdir() if path.is_file()) for entry in classes}
+        found = by_class(folder)
+        for name in found.classes:
+            name.encode()
     except UnicodeEncodeError as error:
         raise TrainingError(f"A class must have a name in UTF-8, and {error.object!r} is none. Rename it.") from error
     except OSError as error:
         raise TrainingError(f"The training data in {folder} cannot be read ({error.strerror}).") from error
+    if found.doubt:
+        raise TrainingError(found.doubt)
+    for note in found.notes:
+        logger.warning("%s", note)
+    if found.loose:
+        logger.warning("%d files lie in no class, and are left out: %s", len(found.loose),
+                       some(str(path.relative_to(folder)) for path in found.loose))  # fmt: skip
+    return {name: list(files) for name, files in found.classes.items()}
 
 
 def _open(path: Path) -> Image.Image:

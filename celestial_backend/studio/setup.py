@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import quoteattr
 
 from celestial_backend.errors import ImageError, RequestError, StudioError
-from celestial_backend.labels import Control
+from celestial_backend.labels import Control, Sorted, by_class
 from celestial_backend.settings import NEEDS_LABELS
 from celestial_backend.studio.client import Studio, credentials, plain, rewritten
 from celestial_backend.studio.project import StudioProject, update_record
@@ -297,35 +295,32 @@ class FolderLabels:
 
 
 def pictures_of(folder: Path) -> list[Path]:
+    """All of `pictures_by_class`, sorted."""
+    return pictures_by_class(folder).files
+
+
+def pictures_by_class(folder: Path) -> Sorted:
     """
-    The pictures in a folder and its sub-folders, sorted; hidden ones are left out.
+    The pictures in a folder, by the sub-folders that name classes; see `labels.by_class`.
 
     What cannot be looked at is among them, a dangling link or a closed sub-folder: `upload` says so.
 
     Raises:
         ImageError: There is none.
     """
-    found: list[Path] = []
-    closed: list[Path] = []
-    for place, inner, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in names:
-            path = Path(place, name)
-            if not name.startswith(".") and path.suffix.lower() in ENDINGS:
-                kind = _kind(path)
-                if kind in (None, stat.S_IFREG):
-                    (closed if kind is None else found).append(path)
-    if not found:
+    try:
+        found = by_class(folder, _is_picture)
+    except OSError as error:
+        raise ImageError(f"The folder {folder} cannot be read ({error.strerror}). Check its rights.") from error
+    if not found.files:
         endings = ", ".join(sorted(ENDINGS))
         raise ImageError(f"A folder to import must hold pictures ({endings}), and {folder} holds none. Check the path.")
-    return sorted([*found, *closed])
+    return found
 
 
-def _kind(path: Path) -> int | None:
-    try:
-        return stat.S_IFMT(path.stat().st_mode)
-    except OSError:
-        return None
+def _is_picture(path: Path) -> bool:
+    """Whether it may be one; what cannot be looked at may."""
+    return path.suffix.lower() in ENDINGS or path.is_dir()
 
 
 def upload(
@@ -409,7 +404,7 @@ def add_storage(
     )
     number = next((each.id for each in storages if each.path == str(place)), None)
     if number is None:
-        pattern = r"(?i).*\.(" + "|".join(ending[1:] for ending in sorted(ENDINGS)) + ")$"
+        pattern = r"(?i)(?!\.).*\.(" + "|".join(ending[1:] for ending in sorted(ENDINGS)) + ")$"
         made: Any = studio.ask(
             "the folder as local files",
             lambda client: client.import_storage.local.create(

@@ -194,7 +194,7 @@ def test_choices_are_asked_for_where_nothing_names_them(
     asked = (folder / "Earth", "--title", "Asked", "--backend-url", backend.url)
     refused = person.run(*asked)
     assert refused.returncode == 1
-    for remedy in ("no sub-folder holds pictures", "--choices a,b,c", f"--choices {FROM_MODEL}", "celestial bodies"):
+    for remedy in ("no sub-folder is named after one", "--choices a,b,c", f"--choices {FROM_MODEL}", "celestial bodies"):
         assert remedy in refused.stderr
     assert find_project(studio_of(label_studio), "Asked") is None
 

@@ -80,7 +80,7 @@ def test_files_that_are_no_pictures_are_left_out_and_reported(tmp_path: Path, ca
     ("counts", "seen"),
     [
         pytest.param({"a": 3, "b": 2}, "a: 3, b: 2", id="too few of one"),
-        pytest.param({"a": 3, "b": 0}, "a: 3, b: 0", id="none of one"),
+        pytest.param({"a": 3, "b": 0}, "a: 3", id="none of one"),
         pytest.param({"a": 3}, "a: 3", id="one class"),
         pytest.param({}, "no class at all", id="nothing"),
     ],

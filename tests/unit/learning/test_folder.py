@@ -159,6 +159,7 @@ def test_a_class_without_a_name_in_utf_8_is_refused(settings: Settings, tmp_path
     """Before any picture is read."""
     place = tmp_path
     os.mkdir(os.fsencode(place) + b"/caf\xe9")  # noqa: PTH102 - no path of pathlib's
+    Path(os.fsdecode(os.fsencode(place) + b"/caf\xe9"), "a.png").touch()
     with pytest.raises(TrainingError, match=r"must have a name in UTF-8, and 'caf\\udce9' is none"):
         learn_folder(place, settings)
 
@@ -200,3 +201,36 @@ def test_a_head_of_any_control_is_alone(tmp_path: Path, heads: list[tuple[str, b
     save(tmp_path, ones, "colours-1")
     with pytest.raises(ModelLoadError, match="a head of any control must be the only one, and say one choice"):
         load("m:1", tmp_path, Colours, FeatureCache(Settings(model_dir=tmp_path)), lambda tag: pytest.fail(tag))
+
+
+def test_the_parts_of_a_split_are_learned_as_one(
+    settings: Settings, folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Never as classes; what programs put beside pictures costs no word, an empty class one sentence."""
+    place = folder(
+        **{"train/warm": WARM[:6], "train/cool": COOL[:6], "VAL/warm": WARM[6:], "VAL/cool": COOL[6:], "VAL/none": ()}
+    )
+    for junk in ("__MACOSX/train/._red.png", "train/warm/._red.png", "train/warm/Thumbs.db", "train/.git/config"):
+        (place / junk).parent.mkdir(parents=True, exist_ok=True)
+        (place / junk).write_bytes(b"\0\5\x16\7")
+    with caplog.at_level(logging.WARNING):
+        learned = learn_folder(place, settings)
+    assert (learned.classes, learned.left_out, learned.scores.labels) == (("cool", "warm"), (), 20)
+    assert "['VAL', 'train'] in" in caplog.text
+    assert "['none'] in" in caplog.text
+    assert "left out" not in caplog.text
+
+
+def test_what_lies_in_no_class_is_left_out_and_named(
+    settings: Settings, folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    place = folder(warm=WARM, cool=COOL)
+    (place / "loose.png").write_bytes(png("red"))
+    with caplog.at_level(logging.WARNING):
+        assert learn_folder(place, settings).scores.labels == 20
+    assert "1 files lie in no class, and are left out: ['loose.png']" in caplog.text
+
+
+def test_sub_folders_that_are_no_classes_are_refused(settings: Settings, folder: Callable[..., Path]) -> None:
+    with pytest.raises(TrainingError, match="hold no sub-folders named after classes"):
+        learn_folder(folder(train=WARM, val=COOL), settings)

@@ -158,7 +158,14 @@ def test_sixteen_bit_grey_is_scaled(kind: str) -> None:
         pytest.param(np.float32, [0, 100, 255], [0, 100, 255], id="0-to-255"),
         pytest.param(np.float32, [0, 32896, 65535], [0, 128, 255], id="0-to-65535"),
         pytest.param(np.float32, [-1000, 0, 1000], [0, 128, 255], id="stretched"),
-        pytest.param(np.float32, [5e5, 5e5, 5e5], [0, 0, 0], id="flat"),
+        pytest.param(np.float32, [5e5, 5e5, 5e5], [255, 255, 255], id="flat"),
+        pytest.param(np.float32, [0, 0.0005, 0.001], [0, 128, 255], id="faint"),
+        pytest.param(np.float32, [0, 500, 1000], [0, 128, 255], id="faint for 65535"),
+        pytest.param(np.float32, [0, 0.6, 1.2], [0, 128, 255], id="a little above 1"),
+        pytest.param(np.float32, [np.nan, 0.5, np.inf], [0, 128, 255], id="some are none"),
+        pytest.param(np.float32, [-3.4e38, 0.5, 1], [0, 128, 255], id="a missing value"),
+        pytest.param(np.uint16, [0, 2000, 4000], [0, 128, 255], id="12 bits of 16"),
+        pytest.param(np.uint16, [0, 100, 200], [0, 100, 200], id="8 bits of 16"),
         pytest.param(np.int32, [0, 100, 200], [0, 100, 200], id="whole-8-bit"),
         pytest.param(np.int32, [0, 32896, 65535], [0, 128, 255], id="whole-16-bit"),
         pytest.param(np.int32, [0, 500000, 1000000], [0, 128, 255], id="whole-stretched"),
@@ -172,10 +179,84 @@ def test_other_numbers(kind: type, values: list[float], wanted: list[int]) -> No
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_numbers_must_be_finite(value: float) -> None:
-    """A picture of NaN or infinity has no brightness."""
+    """A picture of NaN or infinity alone has no brightness."""
     data = saved(Image.fromarray(np.full((2, 2), value, dtype=np.float32)), "TIFF")
-    with pytest.raises(DecodeError, match=r"must be finite, and some are not\. Save it with 8 or 16 bits"):
+    with pytest.raises(DecodeError, match=r"must be finite, and none is\. Save it with 8 or 16 bits"):
         decode(data, MANY)
+
+
+def test_a_hot_pixel_does_not_darken_the_rest() -> None:
+    """Nor does a dead one: a thousandth of the numbers may lie anywhere."""
+    values = np.linspace(0, 0.01, 10_000, dtype=np.float32).reshape(100, 100)
+    values[50, 50], values[50, 51] = 40_000, -40_000
+    seen = np.asarray(decode(saved(Image.fromarray(values), "TIFF"), MANY))[..., 0]
+    assert 120 < seen.mean() < 135
+    assert (seen.min(), seen.max()) == (0, 255)
+
+
+def test_the_number_that_stands_for_none_is_black() -> None:
+    """As GDAL writes it down; it does not count for the range."""
+    values = np.array([[-9999, -9999, 0.5, 1]], np.float32)
+    data = saved(Image.fromarray(values), "TIFF", tiffinfo={42113: "-9999"})
+    assert np.asarray(decode(data, MANY))[0, :, 0].tolist() == [0, 0, 128, 255]
+
+
+def tiff(pixels: np.ndarray[Any, Any], *, form: int = 1, photometric: int = 1, apart: bool = False) -> bytes:
+    """A TIFF of any numbers, shape (H, W, channels), as programs of science write them."""
+    height, width, channels = pixels.shape
+    data = np.ascontiguousarray(pixels.transpose(2, 0, 1) if apart else pixels).tobytes()
+    bits = pixels.dtype.itemsize * 8
+    end = 8 + 2 + 11 * 12 + 4
+    several = struct.pack(f"<{channels}H", *[bits] * channels) + struct.pack(f"<{channels}H", *[form] * channels)
+    at = (end, end + 2 * channels) if channels > 2 else (bits * 0x10001, form * 0x10001)
+    entries = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, at[0]), (259, 3, 1, 1), (262, 3, 1, photometric),
+        (273, 4, 1, end + len(several)), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, len(data)),
+        (284, 3, 1, 2 if apart else 1), (339, 3, channels, at[1]),
+    ]  # fmt: skip
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(struct.pack("<HHII", *one) for one in entries)
+    return head + bytes(4) + several + data
+
+
+RAMP = np.linspace(0, 1, 64).reshape(8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "last"),
+    [
+        pytest.param(tiff((RAMP * 4294967295).astype("<u4")), 255, id="32 bits without a sign"),
+        pytest.param(tiff((RAMP * 65535).astype("<u2"), photometric=0), 0, id="white is 0, 16 bits"),
+        pytest.param(tiff(RAMP.astype("<f4"), form=3, photometric=0), 0, id="white is 0, fractions"),
+        pytest.param(tiff((RAMP * 2000 - 1000).astype("<i2"), form=2), 255, id="16 bits with a sign"),
+    ],
+)
+def test_numbers_are_taken_as_a_tiff_means_them(data: bytes, last: int) -> None:
+    seen = np.asarray(decode(data, MANY))[..., 0]
+    assert (seen[0, 0], seen[-1, -1]) == (255 - last, last)
+    assert 120 < seen.mean() < 135
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        pytest.param(tiff(np.zeros((8, 8, 3), "<f4"), form=3, photometric=2), "3 x 32 bits as fractions", id="colours"),
+        pytest.param(tiff(np.zeros((8, 8, 1), "<f8"), form=3), "1 x 64 bits as fractions", id="64 bits"),
+        pytest.param(tiff(np.zeros((8, 8, 1), "<f2"), form=3), "1 x 16 bits as fractions", id="half"),
+        pytest.param(tiff(np.zeros((8, 8, 5), "u1")), "5 x 8 bits", id="five bands"),
+        pytest.param(tiff(np.zeros((8, 8, 3), "<u2"), photometric=2, apart=True), "holds them apart", id="planes"),
+        pytest.param(
+            tiff(np.zeros((8, 8, 1), "u1")).replace(struct.pack("<HHII", 259, 3, 1, 1),
+                                                    struct.pack("<HHII", 259, 3, 1, 34887)),
+            "its compression has the number 34887", id="compression",
+        ),
+    ],
+)  # fmt: skip
+def test_a_tiff_of_another_kind_is_refused_with_the_cause(data: bytes, cause: str) -> None:
+    """It is not damaged, and the sentence says what it is."""
+    with pytest.raises(DecodeError, match=cause) as raised:
+        decode(data, MANY)
+    assert "Save the picture anew" in str(raised.value)
+    assert "damaged" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
