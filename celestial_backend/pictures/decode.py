@@ -71,6 +71,7 @@ AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 BULK = (b"colr", b"idat")  # boxes that may be long: colour profiles and data
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 KNOWN = "JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF"
+NOTHING_KNOWN, PACKED_WITH_GZIP = "nothing known", "something compressed with gzip"
 LOOKS = (
     (b"\xff\xd8\xff", "a damaged or cut-off JPEG"),
     (b"\x89PNG", "a damaged or cut-off PNG"),
@@ -84,7 +85,7 @@ LOOKS = (
     (b"8BPS", "a Photoshop file"),
     (b"%PDF", "a PDF"),
     (b"PK\3\4", "a ZIP archive"),
-    (b"\x1f\x8b", "something compressed with gzip"),
+    (b"\x1f\x8b", PACKED_WITH_GZIP),
     (b"SIMPLE  =", "a FITS file"),
     (b"\xff\x0a", "a JPEG XL"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL"),
@@ -394,12 +395,12 @@ def decode(data: bytes, max_pixels: float, take: Callable[[int], None] | None = 
                 " bits per channel, best as PNG."
             ) from error
         raise DecodeError(
-            f"the file must be a picture ({KNOWN}), and its {len(data)} bytes look like {_looks_like(data)}."
+            f"the file must be a picture ({KNOWN}), and its {len(data)} bytes look like {looks_like(data)}."
             " Check what the task's address really leads to."
         ) from error
     except Exception as error:  # decoders meet damage with nearly every exception there is
         raise DecodeError(
-            f"the file must be a whole picture, and its {len(data)} bytes look like {_looks_like(data)}"
+            f"the file must be a whole picture, and its {len(data)} bytes look like {looks_like(data)}"
             f" ({type(error).__name__}). Upload it again."
         ) from error
 
@@ -495,7 +496,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _looks_like(data: bytes) -> str:
+def looks_like(data: bytes) -> str:
+    """What a file seems to be, by its first bytes and for a sentence."""
     if not data:
         return "an empty file"
     for start, name in LOOKS:
@@ -506,9 +508,9 @@ def _looks_like(data: bytes) -> str:
     try:
         text = data[:512].decode("utf-8", "ignore" if len(data) > 512 else "strict").lstrip("\ufeff \r\n\t").lower()
     except UnicodeDecodeError:
-        return "nothing known"
+        return NOTHING_KNOWN
     if not all(sign.isprintable() or sign in "\r\n\t" for sign in text):
-        return "nothing known"
+        return NOTHING_KNOWN
     if text.startswith(("<!doctype html", "<html")):
         return "a web page (perhaps a login page or an error)"
     if "<svg" in text:

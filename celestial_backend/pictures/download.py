@@ -17,6 +17,8 @@ import re
 import ssl
 import threading
 import time
+import zlib
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -25,6 +27,8 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlspli
 import httpcore
 
 from celestial_backend.errors import FetchError, ForbiddenError, ImageError, LockedError, file_too_large
+from celestial_backend.labels import short
+from celestial_backend.pictures.decode import NOTHING_KNOWN, PACKED_WITH_GZIP, looks_like
 from celestial_backend.pictures.folders import split_inside
 from celestial_backend.settings import Settings
 from celestial_backend.studio.client import Studio, TimedBackend, localhost_hint
@@ -51,6 +55,11 @@ DISGUISED = tuple(
 
 Origin = tuple[str, str, int]
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+ASKED = {"User-Agent": "celestial-backend", "Accept": "*/*", "Accept-Encoding": "identity"}  # some pack all the same
+GZIP, DEFLATE = ("gzip", "x-gzip"), "deflate"
+GZIP_START = b"\x1f\x8b"
+PACKINGS_MAX = 4  # of one file, each in the other
+PIECE = 1 << 20  # bytes that are unpacked at once
 MAX_REDIRECTS = 5
 MAX_IDLE_CONNECTIONS = 32
 IDLE_S = 15.0
@@ -322,7 +331,7 @@ class Downloader:
         timeouts = dict.fromkeys(("connect", "read", "write"), deadline)
         for last in (False, True):
             token = self._studio.authorization() if own else {}
-            headers = {"Host": shown_host(url).split("://", 1)[1], "User-Agent": "celestial-backend", "Accept": "*/*"}
+            headers = {"Host": shown_host(url).split("://", 1)[1], **ASKED}
             left_s = deadline - time.monotonic()
             try:
                 with (
@@ -371,7 +380,9 @@ class Downloader:
         )
 
     def _answer(self, url: str, own: bool, response: httpcore.Response) -> bytes | str:
-        headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+        headers: dict[bytes, str] = {}
+        for name, value in response.headers:
+            headers[name.lower()] = ", ".join(filter(None, [headers.get(name.lower()), value.decode("latin-1")]))
         if response.status in REDIRECTS and b"location" in headers:
             return _next(url, headers[b"location"])
         if response.status != 200:
@@ -385,7 +396,7 @@ class Downloader:
             size += len(chunk)
             self._check_size(size)
             chunks.append(chunk)
-        return b"".join(chunks)
+        return unpacked(b"".join(chunks), headers.get(b"content-encoding", ""), self._check_size)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
@@ -419,6 +430,56 @@ class Downloader:
         if status == 401:
             return "the token is wrong or was withdrawn. Set LABEL_STUDIO_API_KEY to a valid one"
         return "the token's user may not read it, or local files are not served. Check both in Label Studio"
+
+
+def unpacked(data: bytes, encoding: str, check_size: Callable[[int], None]) -> bytes:
+    """
+    A file as it was before a server packed it.
+
+    What is said to be packed and is not stays as it is.
+
+    Args:
+        data: As it came.
+        encoding: The Content-Encoding that came with it.
+        check_size: Told how many bytes there are while they are unpacked; raises where they are too many.
+
+    Raises:
+        FetchError: It is packed in a way that is not known here, or is damaged.
+        TooLargeError: From `check_size`.
+    """
+    names = [name for name in encoding.lower().replace(",", " ").split() if name != "identity"]
+    for number, name in enumerate(reversed(names)):
+        if looks_like(data) not in (NOTHING_KNOWN, PACKED_WITH_GZIP):
+            break
+        if name not in (*GZIP, DEFLATE) or number == PACKINGS_MAX:
+            raise FetchError(
+                f"it comes packed as {short(encoding)}, and what is packed with gzip or deflate, {PACKINGS_MAX} times"
+                " at most, can be unpacked. Have its host send it as it is."
+            )
+        data = _inflated(data, name, check_size)
+    return data
+
+
+def _inflated(data: bytes, name: str, check_size: Callable[[int], None]) -> bytes:
+    gzip, found = name in GZIP, bytearray()
+    has_head = gzip or (data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2]) % 31 == 0)  # some leave it out
+    window = (zlib.MAX_WBITS if has_head else -zlib.MAX_WBITS) + 16 * gzip
+    try:
+        while gzip or not found:
+            packed = zlib.decompressobj(window)
+            while not packed.eof:
+                piece = packed.decompress(data, PIECE)
+                data = packed.unconsumed_tail
+                found += piece
+                check_size(len(found))
+                if not (piece or data or packed.eof):
+                    raise FetchError(f"it comes packed with {name}, and is cut off. Upload it again.")
+            data = packed.unused_data
+            if not data.startswith(GZIP_START):  # several in a row are one file
+                break
+    except zlib.error as error:
+        raise FetchError(f"it comes packed with {name}, and is damaged. Upload it again.") from error
+    return bytes(found)
 
 
 @cache

@@ -532,3 +532,33 @@ def test_the_config_has_a_choice_for_each_name(count: int) -> None:
     """Signs that XML uses itself come through, however many there are."""
     names = ("a < \"b\" & 'c'", *(f"{number}, or more" for number in range(1, count)))
     assert choices_of(config_for(names)) == names
+
+
+def test_the_parts_of_a_split_name_no_choices(
+    label_studio: LabelStudioServer, backend: BackendServer, person: Person, tmp_path: Path
+) -> None:
+    """Their sub-folders do, whose pictures are labelled by them; what programs put beside pictures is not imported."""
+    place = tmp_path / "split"
+    for number, (part, body) in enumerate([(part, body) for part in ("Train", "TEST") for body in ("Moon", "Mars")]):
+        (place / part / body).mkdir(parents=True)
+        render(body, 700 + number, 48).save(place / part / body / f"{number}.png")
+    (place / "TEST" / "Venus").mkdir()
+    for junk in ("__MACOSX/Train/Moon/x.png", "Train/.ipynb_checkpoints/x.png", "Train/Moon/._0.png"):
+        (place / junk).parent.mkdir(parents=True, exist_ok=True)
+        render("Moon", 1, 48).save(place / junk)
+    asked = (place, "--title", "Split", "--labelled", "--backend-url", backend.url, "--json")
+    done = person.run(*asked)
+    assert done.returncode == 0, done.stderr
+    assert f"['TEST', 'Train'] in {place} are the parts of a split" in done.stderr
+    assert f"['Venus'] in {place} hold no pictures" in done.stderr
+    told = json.loads(done.stdout)
+    assert (told["added"], told["labelled"]) == (4, 4)
+    made = label_studio.api("GET", f"/api/projects/{told['project']}")
+    assert choices_of(made["label_config"]) == ("Mars", "Moon")
+
+    (place / "more" / "Moon").mkdir(parents=True)
+    render("Moon", 9, 48).save(place / "more" / "Moon" / "9.png")
+    refused = person.run(place, "--title", "Doubtful", "--backend-url", backend.url)
+    assert refused.returncode == 1
+    assert "look like the parts of a split, and ['more'] beside them do not" in refused.stderr
+    assert "--choices a,b,c" in refused.stderr

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import socket
 import ssl
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -523,7 +526,7 @@ class TestConnections:
         reader = downloader()
         assert [reader.get(f"{host.url}/a.jpg") for _ in range(5)] == [b"here"] * 5
         assert host.connections == 1
-        assert all("Accept-Encoding" not in headers for _, headers in host.requests)
+        assert {headers["Accept-Encoding"] for _, headers in host.requests} == {"identity"}
         assert host.requests[0][1]["Host"] == f"127.0.0.1:{host.port}"
 
     def test_one_that_went_stale_is_replaced(self, host: PictureHost) -> None:
@@ -675,3 +678,69 @@ class TestSentences:
             thread.start()
             refused(FetchError, downloader(), f"http://127.0.0.1:{server.getsockname()[1]}/a")
             thread.join()
+
+
+def packed_raw(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(3_000_000)  # packs so well that a piece comes from no input
+
+
+class TestPacked:
+    @pytest.mark.parametrize(
+        ("encoding", "body"),
+        [
+            pytest.param("gzip", gzip.compress(PICTURE), id="gzip"),
+            pytest.param("GZIP", gzip.compress(PICTURE), id="upper case"),
+            pytest.param("x-gzip", gzip.compress(PICTURE), id="its old name"),
+            pytest.param("gzip", gzip.compress(PICTURE[:50]) + gzip.compress(PICTURE[50:]), id="two in a row"),
+            pytest.param("gzip", gzip.compress(PICTURE) + bytes(9), id="filled up"),
+            pytest.param("deflate", zlib.compress(PICTURE), id="deflate"),
+            pytest.param("deflate", packed_raw(PICTURE), id="deflate without a head"),
+            pytest.param("deflate, gzip", gzip.compress(zlib.compress(PICTURE)), id="one in the other"),
+            pytest.param("gzip,gzip", gzip.compress(gzip.compress(PICTURE)), id="twice"),
+            pytest.param("identity", PICTURE, id="as it is"),
+            pytest.param("gzip", PICTURE, id="not packed at all"),
+            pytest.param("br", PICTURE, id="not packed, and unknown"),
+            pytest.param("aws-chunked", PICTURE, id="no packing"),
+            pytest.param("gzip, gzip", gzip.compress(PICTURE), id="packed once"),
+            pytest.param("gzip", b"", id="empty"),
+        ],
+    )
+    def test_is_unpacked(self, host: PictureHost, encoding: str, body: bytes) -> None:
+        """Whatever a server says of it; it is asked to send it as it is."""
+        host.answers["/a.png"] = (200, {"Content-Encoding": encoding}, body)
+        assert downloader().get(f"{host.url}/a.png") == (PICTURE if body else b"")
+        assert host.requests[0][1]["Accept-Encoding"] == "identity"
+
+    @pytest.mark.parametrize(
+        ("encoding", "body", "cause"),
+        [
+            pytest.param("br", b"\x0b\x02\x80\xff\xfe", "it comes packed as 'br'", id="brotli"),
+            pytest.param("zstd", b"\x28\xb5\x2f\xfd\0\1", "it comes packed as 'zstd'", id="zstandard"),
+            pytest.param("br, gzip", gzip.compress(b"\x0b\x02\x80\xff"), "packed as 'br, gzip'", id="inside"),
+            pytest.param("gzip", gzip.compress(PICTURE)[:-20], "packed with gzip, and is cut off", id="cut off"),
+            pytest.param("deflate", b"\x78\x9c\xff\xff", "packed with deflate, and is damaged", id="damaged"),
+            pytest.param("gzip, " * 5, gzip.compress(b"\xff\0" * 9), "packed as 'gzip, gzip", id="too often"),
+        ],
+    )
+    def test_is_refused_with_the_cause(self, host: PictureHost, encoding: str, body: bytes, cause: str) -> None:
+        if "often" in cause or encoding.count("gzip") > 2:
+            for _ in range(4):
+                body = gzip.compress(body)
+        host.answers["/a.png"] = (200, {"Content-Encoding": encoding}, body)
+        assert cause in refused(FetchError, downloader(), f"{host.url}/a.png")
+
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_a_bomb_hits_the_limit(self, host: PictureHost, times: int) -> None:
+        """While it is unpacked, so that it is never whole in memory; the inner one of two as well."""
+        body = gzip.compress(bytes(100_000_000), 1)
+        for _ in range(times - 1):
+            body = gzip.compress(body)
+        host.answers["/a.png"] = (200, {"Content-Encoding": ", ".join(["gzip"] * times)}, body)
+        tracemalloc.start()
+        assert "may have 2 MB" in refused(TooLargeError, downloader(image_max_mb=2), f"{host.url}/a.png")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        tracemalloc.stop()
