@@ -28,7 +28,7 @@ from celestial_backend.models.families import FAMILIES, Needs, family_of
 from celestial_backend.models.kept import SharedRegistry
 from celestial_backend.models.pointers import Pointer, Pointers
 from celestial_backend.planets import network
-from celestial_backend.settings import MODEL_NAME, Settings, project_of
+from celestial_backend.settings import MODEL_NAME, Settings, project_of, project_parts
 from celestial_backend.state import replace_text
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,20 @@ class ModelStore:
         """
         return self._live(project, self.pointers.read(project) if project else None)
 
+    def versions(self, project: str = "") -> list[str]:
+        """
+        The tags that a project may be served: its live one first, then its own that are kept, the newest first.
+
+        Without a project those of all: their live ones, what the others are served, and all others.
+
+        Raises:
+            ModelError, StateError: As for `live_tag`.
+        """
+        number = project_parts(project)[0]
+        live = [self.live_tag(project)] if project else [*map(self.live_tag, self.pointers.projects()), self.live_tag()]
+        kept = [model.tag for model in self.registry.models() if not project or model.project == number]
+        return list(dict.fromkeys([*live, *reversed(kept)]))
+
     def current(self, project: str = "") -> Model:
         """
         The live model, loaded; callers keep the one reference for their whole request.
@@ -116,6 +130,10 @@ class ModelStore:
                 found = self._loaded.get(tag) or self._load(tag)
         self._note_use(found)
         return found.model
+
+    def loaded(self, tag: str) -> bool:
+        """Whether this process has a model in memory."""
+        return tag in self._loaded
 
     def vocabulary(self, tag: str, wait_s: float) -> Vocabulary | None:
         """

@@ -23,7 +23,14 @@ from urllib.parse import urlsplit
 import msgspec
 from flask import Flask, Request, Response, g, jsonify, request
 from flask.json.provider import DefaultJSONProvider
-from werkzeug.exceptions import ClientDisconnected, HTTPException, NotFound, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import (
+    ClientDisconnected,
+    HTTPException,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
 
 from celestial_backend import __version__, logs, metrics
 from celestial_backend.errors import (
@@ -38,10 +45,10 @@ from celestial_backend.errors import (
     code_of,
 )
 from celestial_backend.services import Services
-from celestial_backend.settings import Settings, project_parts
+from celestial_backend.settings import Settings, no_project, project_parts
 from celestial_backend.studio.access import LOOK_S
 from celestial_backend.studio.client import credentials
-from celestial_backend.web import openapi, protocol
+from celestial_backend.web import home, openapi, protocol
 from celestial_backend.web.admission import RETRY_S, Admission, Place
 from celestial_backend.web.backend import CelestialBodiesBackend, make_app, project_id
 from celestial_backend.web.connections import MalformedBody
@@ -50,7 +57,7 @@ from celestial_backend.web.protocol import TRAIN_EVENTS, OtherEvent, PredictRequ
 logger = logging.getLogger(__name__)
 
 # One generation of the SDK has more.
-PATHS = {"/", "/health", "/setup", "/predict", "/webhook", "/metrics", "/docs", "/openapi.json", "/doctor"}
+PATHS = {"/", "/health", "/setup", "/predict", "/webhook", "/versions", "/metrics", "/docs", "/openapi.json", "/doctor"}
 SETUP_S, TOKEN_S = 2.0, 0.5  # of the three seconds that Label Studio gives /setup; for what stands with the token
 REASON_LENGTH = 400  # characters of a status line's reason phrase
 PATH_LENGTH = 100  # characters of an unknown path in the log
@@ -66,12 +73,13 @@ def create_app(services: Services, admission: Admission | None = None) -> Flask:
     app = make_app(CelestialBodiesBackend.bound_to(services, admission), TRAIN_EVENTS)
     app.request_class = _Request
     app.json = _Json(app)
-    app.view_functions["health"] = _health
+    app.view_functions["health"] = lambda: _health(services)
     app.view_functions["metrics"] = lambda: _metrics(services)
     app.add_url_rule("/doctor", "doctor", lambda: _seen(services))
     document = openapi.document(guarded=services.settings.basic_auth_user is not None)
     app.add_url_rule("/openapi.json", "openapi", lambda: document)
-    app.add_url_rule("/docs", "docs", lambda: _page(document))
+    app.add_url_rule("/docs", "docs", lambda: openapi.page(document))
+    app.add_url_rule("/versions", "versions of a project", lambda: _versions(services))
     app.before_request(_open)
     app.before_request(lambda: _check_sender(services.settings))
     app.before_request(lambda: _authorize(services.settings))
@@ -101,7 +109,10 @@ class _Json(DefaultJSONProvider):
         return Response(msgspec.json.encode(answer), mimetype="application/json")
 
 
-def _health() -> dict[str, str]:
+def _health(services: Services) -> Any:
+    """That of the SDK, and at / a page for those who read."""
+    if request.path == "/" and home.wants_html():
+        return home.page(services)
     return {"status": "UP", "model_class": CelestialBodiesBackend.__name__, "version": __version__}
 
 
@@ -137,6 +148,15 @@ def _is_from_here() -> bool:
     return bool(request.remote_addr)
 
 
+def _versions(services: Services) -> dict[str, list[str]]:
+    """As Label Studio asks for them, which does not say of which project."""
+    asked = request.args.get("project", "")
+    project = project_id(asked)
+    if asked and not project:
+        raise RequestError(no_project(asked))
+    return {"versions": services.store.versions(project)}
+
+
 def _metrics(services: Services) -> Response:
     store, live, jobs = services.store, {}, None
     with suppress(CelestialError):  # what cannot be read now is left out
@@ -146,11 +166,6 @@ def _metrics(services: Services) -> Response:
     with suppress(CelestialError):
         jobs = services.jobs.ledger.counts()
     return Response(services.metrics.page(live, jobs), content_type=metrics.CONTENT_TYPE)
-
-
-def _page(document: dict[str, Any]) -> Response:
-    own = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
-    return Response(openapi.page(document), headers=own)
 
 
 def _open() -> None:
@@ -226,6 +241,8 @@ def _check(services: Services, admission: Admission) -> Any:
     """Refuse what Label Studio does not send, before the SDK's views trip over it."""
     if request.path not in PATHS:
         raise NotFound
+    if request.path == "/versions" and request.method == "POST":  # one generation of the SDK would look into folders
+        raise MethodNotAllowed(valid_methods=["GET", "HEAD", "OPTIONS"])
     if request.path not in READ or request.method != "POST":
         return None
     if request.mimetype != "application/json":

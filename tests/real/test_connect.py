@@ -146,6 +146,7 @@ def test_thirty_pictures_then_nothing_then_one(
     assert model["title"] == model["model_version"] == backend.model_version == first["model_version"]
     assert first["model"] == again["model"] == model["id"]
     assert label_studio.api("GET", f"/api/projects/{project}")["model_version"] == model["model_version"]
+    assert label_studio.api("GET", f"/api/ml/{model['id']}/versions") == {"versions": [model["model_version"]]}
     assert len(label_studio.webhooks(project)) == 1
     label_studio.retrieve(project)
     assert {prediction["model_version"] for prediction in label_studio.predictions(project)} == {model["title"]}
@@ -194,7 +195,7 @@ def test_choices_are_asked_for_where_nothing_names_them(
     asked = (folder / "Earth", "--title", "Asked", "--backend-url", backend.url)
     refused = person.run(*asked)
     assert refused.returncode == 1
-    for remedy in ("no sub-folder is named after one", "--choices a,b,c", f"--choices {FROM_MODEL}", "celestial bodies"):
+    for remedy in ("no sub-folder is named after", "--choices a,b,c", f"--choices {FROM_MODEL}", "celestial bodies"):
         assert remedy in refused.stderr
     assert find_project(studio_of(label_studio), "Asked") is None
 
