@@ -176,12 +176,13 @@ class _Reader:
         around, spelled, element = self._open[-1].around, element, element.lower()
         opened = _Open(around)
         attributes = {name.lower(): value for name, value in given.items()}
-        if given.get("name") and given.get("toName"):
-            self.controls[given["name"]] = spelled
+        name = attributes.get("name")
+        if name and attributes.get("toname"):
+            self.controls[name] = spelled
             around = self._control(element, attributes, around)
-        elif element == "image" and given.get("name"):
-            self.images[given["name"]] = attributes
-            opened.image = given["name"]
+        elif element == "image" and name:
+            self.images[name] = attributes
+            opened.image = name
         elif element == "choice":
             around = _choice(attributes, around)
             if around.tag is not None and around.path is not None:

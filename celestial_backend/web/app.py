@@ -23,14 +23,7 @@ from urllib.parse import urlsplit
 import msgspec
 from flask import Flask, Request, Response, g, jsonify, request
 from flask.json.provider import DefaultJSONProvider
-from werkzeug.exceptions import (
-    ClientDisconnected,
-    HTTPException,
-    MethodNotAllowed,
-    NotFound,
-    RequestEntityTooLarge,
-    UnsupportedMediaType,
-)
+from werkzeug.exceptions import ClientDisconnected, HTTPException, NotFound, RequestEntityTooLarge, UnsupportedMediaType
 
 from celestial_backend import __version__, logs, metrics
 from celestial_backend.errors import (
@@ -241,8 +234,6 @@ def _check(services: Services, admission: Admission) -> Any:
     """Refuse what Label Studio does not send, before the SDK's views trip over it."""
     if request.path not in PATHS:
         raise NotFound
-    if request.path == "/versions" and request.method == "POST":  # one generation of the SDK would look into folders
-        raise MethodNotAllowed(valid_methods=["GET", "HEAD", "OPTIONS"])
     if request.path not in READ or request.method != "POST":
         return None
     if request.mimetype != "application/json":

@@ -113,6 +113,9 @@ def make_app(model_class: type[StatelessModel], events: tuple[str, ...]) -> Flas
     app: Flask = api.init_app(model_class)
     if GENERATION == 2:
         api.BASIC_AUTH = None  # the app's own hook asks for the same credentials
+    for rule in app.url_map.iter_rules():
+        if rule.rule == "/versions" and rule.methods:  # generation 1 looks for them in folders of its own
+            rule.methods.discard("POST")
     app.before_request_funcs.clear()
     app.after_request_funcs.clear()
     app.error_handler_spec.clear()

@@ -50,6 +50,15 @@ FEW = """
 </View>
 """
 
+ANY_CASE = """
+<view>
+  <image name="image" VALUE="$image"/>
+  <choices name="body" toName="image" CHOICE="multiple"><choice VALUE="Saturn" ALIAS="ringed"/><CHOICE value="Mars"/>
+  </choices>
+  <choices name="other" TONAME="image"><choice value="Ring" PREDICTED_VALUES="Saturn"/><choice Value="Mars"/></choices>
+</view>
+"""
+
 
 @pytest.fixture
 def backend(label_studio: LabelStudioServer, backends: Backends) -> BackendServer:
@@ -99,6 +108,9 @@ def kept(label_studio: LabelStudioServer, project: int) -> dict[str, dict[str, A
         pytest.param(FEW, {
             "Saturn": (["Saturn"], {"body": ["Saturn"]}), "Jupiter": ([], {}),
         }, id="classes without a choice"),
+        pytest.param(ANY_CASE, {
+            "Saturn": (["Saturn", "Ring"], {"body": ["ringed"], "other": ["Ring"]}),
+        }, id="tags and attributes in any case"),
     ],
 )  # fmt: skip
 def test_what_is_ticked_is_what_was_meant_and_submit_keeps_it(

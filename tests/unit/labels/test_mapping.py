@@ -233,6 +233,21 @@ def test_the_case_of_tags_does_not_matter() -> None:
     assert LabelInterface(label_config).validate_prediction(prediction, return_errors=True) == []
 
 
+def test_the_case_of_attributes_does_not_matter() -> None:
+    """It does not to the editor either; of two spellings the last one counts."""
+    label_config = (
+        '<view><image NAME="i" VALUE="$i"/><choices Name="c" TONAME="i" CHOICE="multiple"><choice VALUE="x"'
+        ' ALIAS="Earth" PREDICTED_VALUES="Mars"/></choices><choices name="d" toName="c" TONAME="i"'
+        ' visiblewhen="choice-selected" WHENTAGNAME="c" WhenChoiceValue="none"><choice value="Mars"/></choices></view>'
+    )
+    choice_map = ChoiceMap.from_config(label_config, CLASSES)
+    assert [(one.from_name, one.to_name, one.data_key) for one in choice_map.controls] == [
+        ("c", "i", "i"), ("d", "i", "i")
+    ]  # fmt: skip
+    result, _ = choice_map.prediction({"i": [0, 1, 0]})
+    assert [region["value"] for region in result] == [{"choices": ["Earth"]}], "and d is hidden"
+
+
 def test_the_guides_config_gives_the_guides_prediction() -> None:
     """The region has exactly the form that Label Studio stores."""
     result, score = ChoiceMap.from_config(GUIDE, CLASSES).prediction({"image": [0.25, 0.5, 0.25]})
