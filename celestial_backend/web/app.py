@@ -143,9 +143,9 @@ def _is_from_here() -> bool:
 
 def _versions(services: Services) -> dict[str, list[str]]:
     """As Label Studio asks for them, which does not say of which project."""
-    asked = request.args.get("project", "")
-    project = project_id(asked)
-    if asked and not project:
+    asked = request.args.get("project")
+    project = "" if asked is None else project_id(asked)
+    if asked is not None and not project:
         raise RequestError(no_project(asked))
     return {"versions": services.store.versions(project)}
 

@@ -44,7 +44,7 @@ def page(services: Services) -> Response:
         address=settings.address,
         guarded=settings.basic_auth_user is not None,
         studio=re.sub(r"//[^/]*@", "//", settings.studio_link or ""),
-        token=settings.label_studio_api_key is not None,
+        standing=services.access.standing(0.0),
         pages=PAGES,
         refresh=REFRESH_S if any(jobs.get("counts", {}).get(state) for state in (WAITING, RUNNING)) else 0,
     )

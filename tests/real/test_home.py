@@ -65,7 +65,8 @@ def test_people_read_what_runs(services: Services) -> None:
     page = answer.text
     for fact in (
         f"Version {__version__}", services.store.live_tag(), "Earth, Jupiter", "http://backend.example:9090",
-        "1 waiting", "None has shown itself", "no password is set", "a token is set", 'href="versions?project=7"',
+        "1 waiting", "None has shown itself", "no password is set", "The backend is not told where",
+        'href="versions?project=7"',
         'href="versions?project=9"', 'href="docs"', 'href="metrics"', 'href="health"', "operations.md",
     ):  # fmt: skip
         assert fact in page

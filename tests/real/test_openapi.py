@@ -19,6 +19,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import seed
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from schemathesis.specs.openapi.checks import negative_data_rejection
 from werkzeug.serving import make_server
 
 from celestial_backend import __version__
@@ -72,13 +73,18 @@ for described in (OPEN, GUARDED):
     described.config.checks.positive_data_acceptance.expected_statuses += ["422"]
 
 
+def passed_over(case: schemathesis.Case) -> list[Any]:
+    """What more there is in a query is not refused."""
+    return [negative_data_rejection] if case.operation.path == "/versions" else []
+
+
 @OPEN.parametrize()
 @seed(1)
 @cases(30)
 def test_every_answer_is_as_described(case: schemathesis.Case, app: Flask) -> None:
     """Bodies that fit and bodies that do not: no 5xx, and statuses, types and shapes as the document says."""
     case.operation.schema.app = app
-    case.call_and_validate(app=app)
+    case.call_and_validate(app=app, excluded_checks=passed_over(case))
 
 
 @GUARDED.parametrize()
@@ -87,7 +93,7 @@ def test_every_answer_is_as_described(case: schemathesis.Case, app: Flask) -> No
 def test_every_answer_is_as_described_with_basic_auth(case: schemathesis.Case, guarded: Flask) -> None:
     """The same where a name and a password are asked for; without them there is a 401 and nothing else."""
     case.operation.schema.app = guarded
-    case.call_and_validate(app=guarded, headers={"Authorization": "Basic dTpw"})
+    case.call_and_validate(app=guarded, headers={"Authorization": "Basic dTpw"}, excluded_checks=passed_over(case))
 
 
 def test_every_path_is_described(app: Flask, document: dict[str, Any]) -> None:
