@@ -39,9 +39,16 @@ def build(settings: Settings, *, look_only: bool = False) -> Services:
     # The jobs first: the pointers say which of them have published.
     database.old[settings.state.old_jobs] = partial(take_over_jobs, settings)
     database.old[settings.state.old_pointers] = partial(take_over_pointers, settings)
-    store = ModelStore(settings, database, look_only=look_only)
+    return _build_on(settings, database, ModelStore(settings, database, look_only=look_only), Metrics())
+
+
+def rebuild(services: Services, settings: Settings) -> Services:
+    """Build the services anew for another token of Label Studio; database, models and counts stay."""
+    return _build_on(settings, services.database, services.store, services.metrics)
+
+
+def _build_on(settings: Settings, database: Database, store: ModelStore, metrics: Metrics) -> Services:
     studio = Studio(settings)
-    metrics = Metrics()
     images = ImageReader(settings, studio, metrics)
     jobs = Jobs(settings, database, store, studio)
     predictor = Predictor(settings, store, images, metrics, missing=jobs.missing)

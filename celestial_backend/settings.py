@@ -9,10 +9,11 @@ model was made.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -436,7 +437,25 @@ class Settings:
             problems.append("BASIC_AUTH_USER and BASIC_AUTH_PASS must be set together; one of them is missing")
         if problems:
             raise SettingsError(". ".join(problems) + ".")
+        told = _connection(StateFolder(values.get("model_dir", cls.model_dir)).connection)
+        url = values.get("label_studio_url")
+        if "label_studio_api_key" not in values and url in (None, told.get("label_studio_url")):
+            values |= told  # the token is for that Label Studio alone
         return cls(**values)
+
+    def reconnected(self) -> Settings:
+        """These settings with Label Studio's address and token as they are now, where `connect` was given others."""
+        now = Settings.from_environ({**os.environ, "MODEL_DIR": str(self.model_dir)})
+        return replace(self, label_studio_url=now.label_studio_url, label_studio_api_key=now.label_studio_api_key)
+
+
+def _connection(file: Path) -> dict[str, str]:
+    """Label Studio's address and token, as `connect` was given them; nothing if it was not, or somebody else was."""
+    try:
+        told = json.loads(file.read_text())
+        return {"label_studio_url": _studio(told["url"]), "label_studio_api_key": _token(told["token"])}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def state_note(environ: Mapping[str, str] = os.environ) -> str:

@@ -47,6 +47,11 @@ class StateFolder:
         return self.root / "imported.json"
 
     @property
+    def connection(self) -> Path:
+        """Label Studio's address and token, as `connect` was given them; for this user alone."""
+        return self.root / "label-studio.json"
+
+    @property
     def features(self) -> Path:
         """The folder of remembered features, unless CELESTIAL_CACHE_DIR names one."""
         return self.root / "cache"
@@ -110,6 +115,14 @@ def replace_text(path: Path, text: str) -> None:
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def written_at(path: Path) -> int:
+    """When a file was written, in nanoseconds; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def reason(error: OSError) -> str:

@@ -29,13 +29,30 @@ LONGEST = (
 )  # fmt: skip
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    studio = parser.getgroup("Label Studio")
+    studio.addoption("--label-studio", metavar="VERSION", help="The version that the tests start.")
+    studio.addoption(
+        "--label-studio-database", choices=("sqlite", "postgresql"), default="sqlite", help="What it keeps its data in."
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first, so that none of them is begun when the other process has nothing left to do."""
+    """
+    The longest files come first, so that none of them is begun when the other process has nothing left to do.
+
+    Tests with a real Label Studio are marked, for `-m studio`.
+    """
+    for item in items:
+        if "label_studio" in getattr(item, "fixturenames", ()):
+            item.add_marker("studio")
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "studio: with a real Label Studio")
     config.addinivalue_line("filterwarnings", r"error:::celestial_backend(\..*)?$")
     config.addinivalue_line("filterwarnings", "error::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -111,11 +128,16 @@ def _no_name_service(getaddrinfo: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
+def label_studio(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LabelStudioServer]:
     """The one real Label Studio of this process of the session."""
-    from tests.support.label_studio import LabelStudioServer
+    from tests.support.label_studio import VERSION, LabelStudioServer
 
-    server = LabelStudioServer(tmp_path_factory.mktemp("label-studio"))
+    version = request.config.getoption("--label-studio") or VERSION
+    on_postgresql = request.config.getoption("--label-studio-database") == "postgresql"
+    database = request.getfixturevalue("postgres_server").fresh() if on_postgresql else None
+    server = LabelStudioServer(tmp_path_factory.mktemp("label-studio"), database, version)
     yield server
     server.stop()
 

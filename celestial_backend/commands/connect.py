@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -16,12 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from celestial_backend.errors import ModelError, RequestError
+from celestial_backend.errors import ModelError, RequestError, StateError
 from celestial_backend.jobs.counting import LEAST_CHOICES, LEAST_LABELS
 from celestial_backend.jobs.looker import EMBEDDED
 from celestial_backend.labels import ChoiceMap, Sorted, loose, read, some
 from celestial_backend.services import Services, build
 from celestial_backend.settings import NEEDS_LABELS, NEVER, Settings, backend_address, project_of
+from celestial_backend.state import reason, replace_text
 from celestial_backend.studio.project import StudioProject
 from celestial_backend.studio.setup import (
     FolderLabels,
@@ -38,6 +40,7 @@ from celestial_backend.studio.setup import (
     upload,
 )
 
+STUDIO, ACCOUNT = "http://127.0.0.1:8080", "/user/account"
 FROM_MODEL = "from-model"
 MODEL_S = 120.0  # a large model takes its time to load
 NOT_IN_XML = re.compile("[^\t\n\r -\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
@@ -66,7 +69,7 @@ def read_address(_context: click.Context, _option: click.Parameter, text: str | 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--title", required=True, help="Title of the project, which is made if there is none of that title.")
+@click.option("--title", help="Title of the project, made if there is none of that title.  [default: FOLDER's name]")
 @click.option(
     "--choices", metavar="a,b,c|FILE.xml|from-model",
     help="What a new project asks for: names, a file with a label config, or the classes of the model."
@@ -78,17 +81,19 @@ def read_address(_context: click.Context, _option: click.Parameter, text: str | 
     help="Where Label Studio finds the backend.  [default: CELESTIAL_BACKEND_URL, or http://127.0.0.1:PORT]",
 )  # fmt: skip
 @click.option("--local-files", is_flag=True, help="Leave the pictures in FOLDER, below LOCAL_FILES_DOCUMENT_ROOT.")
+@click.option("--new-token", is_flag=True, help="Ask for Label Studio's token, in place of one given here before.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.pass_obj
 def connect(
     settings: Settings,
     folder: Path,
-    title: str,
+    title: str | None,
     choices: str | None,
     backend_url: str | None,
     *,
     labelled: bool,
     local_files: bool,
+    new_token: bool,
     as_json: bool,
 ) -> None:
     """
@@ -104,8 +109,12 @@ def connect(
             " out."
         )
     root = local_root(folder, settings.local_files_root) if local_files else None
+    title = title or folder.resolve().name
+    settings, given = with_token(settings, anew=new_token)
     services = build(settings)
     found = find_project(services.studio, title)
+    if given:
+        remember(settings)
     own = own_config(services, found)
     config = own or label_config(services, choices, sorted_ones)
     offered = ChoiceMap.for_learning(config)
@@ -137,6 +146,28 @@ def connect(
         click.echo(f"Labelled {imported.labelled} pictures by their sub-folders.")
     click.echo(f"The model at {url} is connected and says version {model.version}.")
     click.echo(link)
+
+
+def with_token(settings: Settings, *, anew: bool) -> tuple[Settings, bool]:
+    """The settings with Label Studio's address and a token; and whether a person has given it just now."""
+    if (settings.label_studio_api_key and not anew) or not sys.stdin.isatty():
+        return settings, False
+    url = settings.label_studio_url or STUDIO
+    click.echo(f"Create a personal access token in Label Studio, and copy it: {url}{ACCOUNT}", err=True)
+    token = click.prompt("Paste it here; it is not shown", hide_input=True, err=True)
+    return Settings.from_environ({**os.environ, "LABEL_STUDIO_URL": url, "LABEL_STUDIO_API_KEY": token}), True
+
+
+def remember(settings: Settings) -> None:
+    """Keep address and token for the backend and for the other commands, where nobody but this user reads them."""
+    told = {"url": settings.label_studio_url, "token": settings.label_studio_api_key}
+    try:
+        replace_text(settings.state.connection, json.dumps(told))
+    except OSError as error:
+        raise StateError(
+            f"The token must be written into MODEL_DIR and was not ({reason(error)}). See that this user may write"
+            " there."
+        ) from None
 
 
 def own_config(services: Services, project: int | None) -> str:

@@ -225,7 +225,7 @@ class Prelabelling:
         """Make the project show these predictions; sentences that say what was found and changed."""
         if not self.summary.predicted + self.summary.already + self.summary.meanwhile:
             return []  # Label Studio refuses a version of which a project has no prediction
-        return self._tasks.select()
+        return self._tasks.select(self.summary.failed)
 
     def _pages(self) -> Iterator[Page]:
         left = self._limit

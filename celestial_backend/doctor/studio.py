@@ -30,7 +30,7 @@ from celestial_backend.errors import CelestialError, LabelConfigError, StateErro
 from celestial_backend.services import Services
 from celestial_backend.settings import MODEL_NAME, NEEDS_LABELS, NEVER, Settings, is_tag
 from celestial_backend.studio.client import Studio
-from celestial_backend.studio.project import StudioProject
+from celestial_backend.studio.project import LIVE, StudioProject
 from celestial_backend.studio.setup import PRIVATE, with_password
 
 if TYPE_CHECKING:
@@ -408,6 +408,8 @@ class Connection(Hooked):
             return Finding(name, "fail", f"Label Studio was told version {told}, and {tag} is live here.", mend)
         if told == NEEDS_LABELS:
             return Finding(name, "ok", f"Label Studio was told {told}, as nothing can be predicted yet.")
+        if title == told + LIVE and shown == told:
+            return Finding(name, "ok", f"The project shows the stored predictions of {told}, which every task has.")
         if title != told and is_tag(title):
             return Finding(name, "fail", f"The model's title is {title}, and its version is {told}.", self._fix)
         if shown not in (title, told):

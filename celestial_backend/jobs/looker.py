@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from celestial_backend.errors import LabelConfigError
 from celestial_backend.jobs import counting
@@ -17,6 +17,10 @@ from celestial_backend.studio.project import StudioProject
 STUDIO_S = 3.0  # for a Label Studio that is away, as other projects want a look too
 AGAIN_S = 3600.0  # a training that failed while Label Studio was away is asked for again after this long
 EMBEDDED = f"{MODEL_NAME}:default-"
+NOT_CONNECTED = (
+    "No training begins by itself, as the project has no model of this backend any more. Connect it again in the"
+    " project's settings, Model; `train --project` trains once."
+)
 PRESS = "no training begins by itself before Start Training was pressed once."
 
 
@@ -88,16 +92,23 @@ class Looker:
             return Found(sight, known.labels, missing, brought)
         untried = known.trained_at is None and known.read_until is None
         if self._settings.train_every is None and not learned and (untried or known.missing):
-            return Found(sight, known.labels, enough=True)
+            return self._if_connected(project, Found(sight, known.labels, enough=True))
         labels = project.labels_since(_later(known.trained_at, known.read_until))
         before = now.total - labels if known.trained_labels is None else known.trained_labels
-        return Found(sight, labels, enough=labels >= counting.enough_new(before, self._settings.train_every))
+        enough = labels >= counting.enough_new(before, self._settings.train_every)
+        return self._if_connected(project, Found(sight, labels, enough=enough))
 
     def project(self, number: str) -> StudioProject:
         """A project of Label Studio, asked over the connection that there is."""
         last = self._last
         self._last = last.sibling(number) if last else StudioProject(self._studio, number, STUDIO_S)
         return self._last
+
+    def _if_connected(self, project: StudioProject, found: Found) -> Found:
+        """What was found; no training of it where Label Studio has no model of ours: events outlive a connection."""
+        if not found.enough or project.has_our_model():
+            return found
+        return replace(found, enough=False, brought=NOT_CONNECTED)
 
     def _hindrance(self, known: Known, project: StudioProject, tag: str, config: str) -> tuple[str, str]:
         """What labels are missing, and why the live model is not replaced unasked: one of both at most."""

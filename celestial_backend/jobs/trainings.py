@@ -44,7 +44,7 @@ from celestial_backend.jobs.ledger import (
     Known,
     Ledger,
 )
-from celestial_backend.jobs.looker import STUDIO_S, Looker
+from celestial_backend.jobs.looker import NOT_CONNECTED, STUDIO_S, Looker
 from celestial_backend.jobs.pages import Pages
 from celestial_backend.jobs.processes import AGAIN, child_environ, death, this_process
 from celestial_backend.jobs.queue import make_queue
@@ -101,6 +101,7 @@ class Jobs:
         self._ringing: threading.Thread | None = None
         self._resting: dict[str, float] = {}  # projects whose labels took long to read, and until when they rest
         self._timer: threading.Timer | None = None
+        self._asked: set[str] = set()  # projects whose new tasks were looked for since this process began
         self._troubles: dict[str, str] = {}  # of projects whose labels could not be read
 
     def request(self, project: str) -> dict[str, Any]:
@@ -523,6 +524,9 @@ class Jobs:
         known = self.ledger.known(project)
         if known is not None and (known.doubted or not known.made):
             self.confirm(self._looker.project(project))
+        if known is not None and (known.look or project not in self._asked):
+            self._looker.project(project).ask_for_new_tasks()
+            self._asked.add(project)
         last = self._last_job(project)
         known = None if last is not None and not last.ended else self.ledger.look(project)
         if known is None:
@@ -533,11 +537,14 @@ class Jobs:
             self.ledger.let_look(project)
         if found is None or self._last_job(project) != last:
             return
+        if found.brought == NOT_CONNECTED and known.brought != NOT_CONNECTED:
+            logger.warning("Project %s: %s", project, NOT_CONNECTED)
         self.ledger.looked(project, labels=found.labels, missing=found.missing, brought=found.brought)
         if found.enough:
             logger.info("Project %s has enough labels for a training", project)
             self._accepted(self.ledger.request(project))
-        self._looker.remember(project, found)
+        if found.brought != NOT_CONNECTED:  # which nobody tells of when it changes
+            self._looker.remember(project, found)
 
     def _last_job(self, project: str) -> Job | None:
         return next(iter(self.ledger.jobs(project, limit=1)), None)

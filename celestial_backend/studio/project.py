@@ -47,6 +47,8 @@ FILTER_RULE = (
     'A filter must be like the Data Manager\'s: {"conjunction": "and", "items": [{"filter": "filter:tasks:…",'
     ' "operator": "…", "type": "…", "value": …}]}'
 )
+OPEN = {"filter": "filter:tasks:completed_at", "operator": "empty", "type": "Datetime", "value": True}
+LIVE = " (live)"  # ends the title of a model whose version's stored predictions are shown, so that it is another one
 Rows = dict[int, dict[str, Any]]  # task id -> prediction
 
 
@@ -289,6 +291,57 @@ class StudioProject:
             self.ask("live predictions", lambda client: client.projects.update(number, model_version=title))
             said.append(f"The project showed predictions of {shown} and shows those of the model {title!r} now.")
         return said
+
+    def ask_for_new_tasks(self) -> None:
+        """
+        Have the model asked again where stored predictions are shown that it has outgrown.
+
+        That is where tasks have come since, or where `PendingTasks.select` chose a version that is not live any more.
+
+        Raises:
+            StudioError: As for `label_config`.
+        """
+        number = self._number()
+        shown = self.ask("the project", lambda client: client.projects.get(number).model_version) or ""
+        if not is_tag(shown):
+            return
+        records = self.ask("the model of the project", lambda client: _models(client, number))
+        ours = next((record for record in records if is_tag(record.model_version or "")), None)
+        if ours is None or shown in {record.title for record in records}:
+            return
+        chosen, title = (ours.title or "") == shown + LIVE, ours.title or ""
+        if ours.model_version != shown:
+            said = self.show_version(ours.model_version or "") if chosen else []
+        elif not self._has_newer_tasks(shown):
+            return
+        elif chosen:
+            said = self.show_version(shown)
+        else:
+            said = [f"The model {title!r} is asked again, as tasks have come."]
+            self.ask("live predictions", lambda client: client.projects.update(number, model_version=title))
+        if said:
+            logger.info("Project %s: %s", self.project_id, " ".join(said))
+
+    def _has_newer_tasks(self, tag: str) -> bool:
+        """Whether tasks are to be labelled that are newer than the newest with a prediction of a version."""
+        column = "filter:tasks:predictions_model_versions"
+        of_tag = {"filter": column, "operator": "contains", "type": "List", "value": [tag]}
+
+        def newest(page: Any) -> int:
+            return max((int(task.id) for task in page.items or ()), default=0)
+
+        last = self._listed(_all_of(of_tag), 1, "id", newest, "-tasks:id")
+        return self._listed(_all_of(OPEN, _where("id", "Number", last)), 1, "id", newest) > 0
+
+    def has_our_model(self) -> bool:
+        """
+        Whether a model of ours is connected, be it by what address; Label Studio keeps the version each told last.
+
+        Raises:
+            StudioError: As for `label_config`.
+        """
+        records = self.ask("the models of the project", lambda client: _models(client, self._number()))
+        return any(is_tag(record.model_version or "") for record in records)
 
     def remove_replaced(self, tag: str, seconds: float) -> Removed:
         """
@@ -557,6 +610,12 @@ class PendingTasks(StudioProject):
             pending += sum(not task["held"] for task in page)
         return fitting, pending
 
+    def _open(self) -> int:
+        """How many tasks of the project are to be labelled and hold no prediction of the version."""
+        column = "filter:tasks:predictions_model_versions"
+        without = {"filter": column, "operator": "not_contains", "type": "List", "value": [self._version]}
+        return self._listed(_all_of(OPEN, without), 1, "id", lambda page: int(page.response.total))
+
     def pages(self, size: int) -> Iterator[list[dict[str, Any]]]:
         """The pending tasks, ``id`` and ``data``, by id; a page holds those after the last of the page before."""
         for found in self._pages(1, LAST, size):
@@ -599,25 +658,42 @@ class PendingTasks(StudioProject):
             # Of the error itself nothing is kept: it holds cookies.
             raise ImportFailedError(problem, refused=status == 400, may_pass=may_pass or status == 401) from None
 
-    def select(self) -> list[str]:
+    def select(self, failed: int = 0) -> list[str]:
         """
         Make the project show its predictions of the version, and sort and sample by their scores.
 
-        Label Studio does so when the project's version, or the title of its backend, is the version of the
-        predictions. A title that a person chose stays; then the project is set to the predictions themselves.
+        Label Studio asks a model for each task that is opened where the project's version is the model's title, and
+        then shows nothing while the backend is down. Any other version stands for stored predictions. So these are
+        chosen once each task to be labelled has one, and the title ends in `LIVE`, if a person chose no other;
+        `ask_for_new_tasks` chooses the model again.
+
+        Args:
+            failed: Tasks that cannot be predicted.
 
         Returns:
             Sentences that say what was found and changed.
         """
-        number, version = self._number(), self._version
-        records = self.ask("the models of the project", lambda client: client.ml.list(project=number))
-        said = self.show_version(version) if records else []
+        number, version, said = self._number(), self._version, list[str]()
+        records = self.ask("the models of the project", lambda client: _models(client, number))
+        ours = next((record for record in records if record.model_version == version), None)
+        stored = ours is None or self._open() <= failed
+        title = "" if ours is None else ours.title or ""
+        if stored and ours is not None and is_tag(title):
+            if title != version + LIVE:
+                self.ask("the title", lambda client: update_record(client, ours, title=version + LIVE))
+        elif records:
+            said = self.show_version(version)
         project = self.ask("the project", lambda client: client.projects.get(number))
-        shown = project.model_version or ""
-        if shown != version:
-            self.ask("another version", lambda client: client.projects.update(number, model_version=version))
-            said.append(f"The project showed {shown!r} and" if shown else "The project showed no predictions and")
-            said[-1] += f" shows those of {version} now. For tasks that come later, run prelabel again."
+        shown, wanted = project.model_version or "", version if stored or is_tag(title) else title
+        if shown != wanted:
+            self.ask("another version", lambda client: client.projects.update(number, model_version=wanted))
+            if shown != version + LIVE:
+                said.append(f"The project showed {shown!r} and" if shown else "The project showed no predictions and")
+                said[-1] += f" shows those of {wanted} now."
+        if ours is None:
+            said.append("For tasks that come later, run prelabel again.")
+        elif stored:
+            said.append("Label Studio shows them while the backend is down, too. It asks it again once tasks come.")
         if project.show_collab_predictions is False:
             said.append("People who label see none before the project's settings, Annotation, allow it.")
         return said

@@ -28,7 +28,7 @@ from celestial_backend.errors import ImageError, RequestError, StudioError
 from celestial_backend.labels import Control, Sorted, by_class
 from celestial_backend.settings import NEEDS_LABELS
 from celestial_backend.studio.client import Studio, credentials, plain, rewritten
-from celestial_backend.studio.project import StudioProject, update_record
+from celestial_backend.studio.project import LIVE, StudioProject, update_record
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
@@ -68,7 +68,7 @@ class Registered:
     A model of a project as Label Studio shows it.
 
     Attributes:
-        version: What the backend said its model is; title and version are the same.
+        version: What the backend said its model is; the title begins with it.
         new: Whether it was not there before.
         notes: Sentences about what a person should know.
     """
@@ -184,7 +184,7 @@ def register(
         said = f": {plain(record.error_message)}" if record is not None and record.error_message else "."
         raise StudioError(f"Label Studio took the address {url} and cannot use what answers there{said}")
     version = record.model_version
-    if record.title != version:
+    if record.title not in (version, version + LIVE):
         _update(studio, record, url, version, auth)
     notes = [_shown(studio, project, version), _webhook(studio, project, url, user, password)]
     if before and not _same(before[0].url, url):

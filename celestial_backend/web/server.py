@@ -14,13 +14,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
@@ -29,13 +29,15 @@ from celestial_backend import logs
 from celestial_backend.errors import CelestialError, SettingsError
 from celestial_backend.jobs.processes import PLACE, is_dead, lock, show_life, starter
 from celestial_backend.metrics import SHARED
-from celestial_backend.services import build
+from celestial_backend.services import build, rebuild
 from celestial_backend.settings import LOG_LEVELS, Settings, state_note
-from celestial_backend.state import private, reason
+from celestial_backend.state import private, reason, written_at
 from celestial_backend.web.admission import LINE
 from celestial_backend.web.app import create_app
 from celestial_backend.web.connections import Worker, check_gunicorn
 from celestial_backend.web.start import tell_in_background
+
+logger = logging.getLogger(__name__)
 
 SPARE = 8  # threads that no prediction takes: for /health, /setup and /webhook
 START = "label-studio-ml start ."
@@ -74,13 +76,13 @@ def serve(argv: Sequence[str] | None = None, program: str = START) -> int:
     except CelestialError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    worker = None if options.no_worker else _TrainingWorker({**os.environ, **given})
+    worker = None if options.no_worker else _TrainingWorker({**os.environ, **given}, settings.state.connection)
     with _shared_metrics():
         _Server(settings, options.host, worker, reload=options.debug).run()
     return 0
 
 
-def wsgi_app() -> Flask:
+def wsgi_app() -> _App:
     """The app of a web server process that something else has started, such as ``gunicorn _wsgi:app``."""
     try:
         settings = Settings.from_environ()
@@ -89,14 +91,33 @@ def wsgi_app() -> Flask:
         sys.stderr.write(f"{error}\n")
         sys.exit(Arbiter.APP_LOAD_ERROR)  # gunicorn stops at this code, and starts anew at any other
     logs.configure(settings.log_level, settings.log_format)
-    return _warm_app(settings)
+    return _App(settings)
 
 
-def _warm_app(settings: Settings) -> Flask:
-    services = build(settings)
-    services.store.warm_up()
-    tell_in_background(settings, services.access)
-    return create_app(services)
+class _App:
+    """The app, with its model loading; made anew, with the same model, once `connect` was given another token."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._lock = threading.Lock()
+        self._file = settings.state.connection
+        self._written_at = written_at(self._file)
+        self._services = build(settings)
+        self._services.store.warm_up()
+        tell_in_background(settings, self._services.access)
+        self._app = create_app(self._services)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if written_at(self._file) != self._written_at:
+            with self._lock:
+                self._reconnect()
+        return self._app(environ, start_response)
+
+    def _reconnect(self) -> None:
+        now = written_at(self._file)
+        if now != self._written_at:
+            self._services = rebuild(self._services, self._services.settings.reconnected())
+            self._app, self._written_at = create_app(self._services), now
+            logger.info("Label Studio's address and token are those that `connect` was given")
 
 
 def _check_folder(folder: Path) -> None:
@@ -216,7 +237,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return _warm_app(self._settings)
+        return _App(self._settings)
 
     def run(self) -> None:
         _Arbiter(self, self._worker).run()
@@ -277,14 +298,21 @@ def _has_terminal() -> bool:
 class _TrainingWorker:
     """A worker process of our own, spawned and never forked; started anew when it ends."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], connection: Path) -> None:
+        self._connection, self._written_at = connection, written_at(connection)
         more = [environ["PYTHONPATH"]] if "PYTHONPATH" in environ else []
         self._environ = {**environ, "PYTHONPATH": os.pathsep.join([PLACE, *more])}
         self._process: subprocess.Popen[bytes] | None = None
         self._started = -math.inf
 
     def keep(self) -> None:
-        """Start it, unless it runs or was started just now."""
+        """Start it, unless it runs or was started just now; anew, once `connect` was given another token."""
+        now = written_at(self._connection)
+        if now != self._written_at:
+            self._written_at = now
+            if self._process is not None:
+                logger.info("The worker starts anew, as it was given another token")
+                self._process.send_signal(signal.SIGTERM)
         if (self._process is None or self._process.poll() is not None) and self._started + AGAIN_S < time.monotonic():
             self._started = time.monotonic()
             command = [sys.executable, "-m", "celestial_backend.worker", str(os.getpid())]

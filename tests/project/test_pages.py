@@ -59,7 +59,7 @@ OTHERS = {
 }
 # Options of other programs: pip, docker, gunicorn, pg_dump.
 FOREIGN = {"--no-deps", "--env-file", "--env", "--scale", "--build", "--bind", "--worker-class", "--workers",
-           "--threads", "--schema"}  # fmt: skip
+           "--threads", "--schema", "--label-studio", "--label-studio-database"}  # fmt: skip
 
 # Beside those of `python -m celestial_backend`: programs made with click, and others.
 OTHER_COMMANDS = {
@@ -268,6 +268,14 @@ def _in_ci(command: str, _folder: Path) -> None:
     assert re.search(rf"^ *{re.escape(command)}( \|\| failed=1)?$", script, re.MULTILINE)
 
 
+def _on_another_studio(command: str, _folder: Path) -> None:
+    """The options are those that there are, and some tests are chosen."""
+    options = shlex.split(command)[1:]
+    some = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--collect-only", *options, "tests/real/test_browser.py"]
+    told = subprocess.check_output(some, cwd=REPOSITORY, text=True)
+    assert re.search(r"[1-9]/?\d* tests collected", told)
+
+
 def _environment(command: str, folder: Path) -> None:
     """What follows in the same terminal runs in the new virtual environment."""
     told = in_shell(f"{command} && python -c 'import sys; print(sys.prefix)'", folder)
@@ -300,14 +308,15 @@ def _helped(command: str, _folder: Path) -> None:
     assert {word for word in words if word.startswith("--")} <= helped(module)
 
 
-def _studio_started(_command: str, folder: Path) -> None:
-    """Typed one after the other, the two lines start Label Studio with one address let in, and nothing else changed."""
-    label_studio = folder / "bin" / "label-studio"
-    label_studio.parent.mkdir()
+def _studio_started(command: str, folder: Path) -> None:
+    """Label Studio starts with one address let in, and nothing else changed."""
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    label_studio, python = folder / ".venv" / "bin" / "label-studio", folder / ".venv" / "bin" / "python"
     label_studio.write_text("#!/bin/sh\nenv\necho ARGUMENTS=$@\n")
     label_studio.chmod(0o755)
-    first, second = (line for line in commands(PAGES[DOCS / "getting-started.md"]) if "label-studio.env" in line)
-    given = in_shell(f'PATH="{label_studio.parent}:$PATH"; {first} && {second}', folder).splitlines()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    given = in_shell(f'PATH="{label_studio.parent}:$PATH"; {command}', folder).splitlines()
     assert "USE_DEFAULT_BANNED_SUBNETS=false" in given
     assert f"USER_ADDITIONAL_BANNED_SUBNETS={networks_without('127.0.0.1')}" in given
     assert given[-1] == "ARGUMENTS=start"
@@ -401,9 +410,10 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "ruff check": _in_ci,
     "mypy": _in_ci,
     "pytest": lambda *_: None,  # this one
+    "pytest -m studio --label-studio 1.20.0": _on_another_studio,
+    "pytest -m studio --label-studio-database postgresql": _on_another_studio,
     "export LABEL_STUDIO_URL=http://127.0.0.1:8080 LABEL_STUDIO_API_KEY=YOUR-TOKEN": _exported,
-    "python -m celestial_backend private-addresses 127.0.0.1 > label-studio.env": _studio_started,
-    "env $(cat label-studio.env) label-studio start": _studio_started,
+    "env $(.venv/bin/python -m celestial_backend private-addresses 127.0.0.1) label-studio start": _studio_started,
     "huey_consumer celestial_backend.worker.huey": _consumer,
     "docker compose up": _compose,
     "docker compose -f docker-compose.yml -f docker-compose.scale.yml up": _compose,
@@ -421,7 +431,7 @@ def check_of(command: str) -> Callable[[str, Path], None] | None:
     """What checks a command: its own check, or for our modules what checks their arguments."""
     if command in CHECKS:
         return CHECKS[command]
-    module = re.match(r"python -m ((?:celestial_backend|benchmarks)\S*)", command)
+    module = re.match(r"(?:\.venv/bin/)?python -m ((?:celestial_backend|benchmarks)\S*)", command)
     if module is None:
         return None
     return _helped if module[1] in HELPED else _parsed

@@ -17,6 +17,7 @@ from celestial_backend.studio.setup import config_for
 from tests.support.backend_server import BODIES, Backends, label_config
 from tests.support.browser import Annotator
 from tests.support.label_studio import LabelStudioServer
+from tests.support.prelabelling import Command
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -69,6 +70,43 @@ def test_a_person_gets_pre_selected_choices_and_submits_them(
     assert_recorded(tasks[first], backend.model_version, accepted, accepted, origin="prediction")
     assert_recorded(tasks[second], backend.model_version, suggested, [changed], origin="prediction-changed")
     assert person.refused == [], "Label Studio's page asked for something outside this machine"
+
+
+def test_stored_predictions_are_seen_while_the_backend_is_down(
+    label_studio: LabelStudioServer, backends: Backends, person: Annotator, tmp_path: Path
+) -> None:
+    """In the label stream and in the quick view. Once it is up again, it is asked for the tasks that come."""
+    backend = backends(LABEL_STUDIO_URL=label_studio.url, LABEL_STUDIO_API_KEY=label_studio.legacy_token)
+    project = label_studio.create_project("Stored", label_config())
+    label_studio.upload(project, draw(tmp_path, ("Saturn", "Jupiter")))
+    first, second = sorted(task["id"] for task in label_studio.tasks(project))
+    version = backend.model_version
+    label_studio.connect_backend(project, backend.url, version)
+    command = Command(label_studio, backend.state, backend.store)
+    assert command(project)["predicted"] == 2
+    assert command(project)["predicted"] == 0, "a second time changes nothing"
+    backend.kill_group()
+
+    person.label_all_tasks(project)
+    person.sees_task(first)
+    expect(person.page.locator(".lsf-choices input:checked")).to_have_count(1)
+    person.photograph("stored")
+    person.submit()
+    person.sees_task(second)
+    expect(person.page.locator(".lsf-choices input:checked")).to_have_count(1)
+    person.quick_view(project, second)
+    expect(person.page.locator(".lsf-choices input:checked")).to_have_count(1)
+
+    again = backends(**command.settings | {"PORT": str(backend.port), "LOG_LEVEL": "INFO"})
+    label_studio.upload(project, draw(tmp_path, ("Mars",)))
+    third = max(task["id"] for task in label_studio.tasks(project))
+    again.wait_for_log(f"Project {project}: ")
+    person.label_all_tasks(project)
+    person.sees_task(second)
+    person.submit()
+    person.sees_task(third)
+    expect(person.page.locator(".lsf-choices input:checked")).to_have_count(1)
+    assert [each["model_version"] for each in label_studio.predictions(project)] == [version] * 3
 
 
 def assert_recorded(task: dict[str, Any], version: str, shown: list[str], submitted: list[str], origin: str) -> None:

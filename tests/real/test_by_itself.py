@@ -20,6 +20,7 @@ import yaml
 from werkzeug.serving import make_server
 
 from celestial_backend.jobs.ledger import KEPT, PUBLISHED, Ending, Job
+from celestial_backend.jobs.looker import NOT_CONNECTED
 from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.services import build
 from celestial_backend.settings import MODEL_NAME, NEVER, Settings, project_tag
@@ -45,7 +46,8 @@ class Backend:
             thread.start()
         self.number = studio.create_project("By itself", label_config(choices))
         self.tasks = iter(studio.import_tasks(self.number, ["http://127.0.0.1/a.png"] * 40))
-        studio.connect_backend(self.number, f"http://127.0.0.1:{self._server.port}", "celestial")
+        self.url = f"http://127.0.0.1:{self._server.port}"
+        studio.connect_backend(self.number, self.url, "celestial")
         self.settle()
 
     def _work(self) -> None:
@@ -233,3 +235,20 @@ def test_a_model_that_the_operator_brought_for_something_else_is_replaced(start:
     """It knows no choice of the project, so there is nothing to lose."""
     backend = start(brought=True)
     assert backend.label("dress", "dress", "dress", "hat", "hat", "hat") == ["0"] * 5 + ["1"]
+
+
+def test_a_project_that_was_disconnected_trains_no_more(start: Start) -> None:
+    """Settings > Model > Delete leaves the webhook; its events train nothing until the model is connected again."""
+    backend = start()
+    backend.studio.api("DELETE", f"/api/ml/{backend.studio.model(backend.number)['id']}")
+    assert len(backend.studio.webhooks(backend.number)) == 1
+    assert backend.label("dress", "dress", "dress", "hat", "hat", "hat") == ["0"] * 6
+    backend.look_after()
+    backend.settle()
+    known = backend.ledger.known(str(backend.number))
+    assert known is not None
+    assert (backend.states(), known.hindrance) == ([], NOT_CONNECTED)
+    backend.studio.connect_backend(backend.number, backend.url, "again")
+    backend.look_after()
+    backend.settle()
+    assert backend.states() == [PUBLISHED]

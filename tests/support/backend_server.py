@@ -125,15 +125,17 @@ class BackendServer(ServerProcess):
     `label-studio-ml start . -p PORT` in the repository, with the settings that a test gives and no others.
 
     The constructor returns when `/health` answers, after `start_s` seconds. For the pictures of the pages
-    (`TEST_SCREENSHOTS`) the port is the pages', if nothing else is there; otherwise it is any.
+    (`TEST_SCREENSHOTS`) the port is the pages', if nothing else is there; otherwise it is `PORT`, or any.
     """
 
     def __init__(self, folder: Path, **settings: str | Path) -> None:
         """Start it; its log and, if not set, its state and its model store go into `folder`."""
-        self.port = free_port(SHOWN_PORT if os.environ.get("TEST_SCREENSHOTS") else 0)
+        wanted = SHOWN_PORT if os.environ.get("TEST_SCREENSHOTS") else 0
+        self.port = int(settings.get("PORT") or free_port(wanted))
         self.url = f"http://127.0.0.1:{self.port}"
         bin_folder = Path(sys.executable).parent
         settings = {"MODEL_DIR": folder / "state", "BENTOML_HOME": folder / "bentoml"} | settings
+        self.state, self.store = Path(settings["MODEL_DIR"]), Path(settings["BENTOML_HOME"])
         super().__init__(
             [bin_folder / "label-studio-ml", "start", ".", "-p", str(self.port)],
             cwd=REPOSITORY,

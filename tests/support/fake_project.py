@@ -61,6 +61,7 @@ class FakeProject:
     troubles: dict[str, Exception]  # of single projects
     asked: list[tuple[str, str | None]]  # for new labels: the project, and since when
     read: int
+    connected = True
 
     def __init__(self, _studio: object, project: str, patience_s: float = 0) -> None:
         assert patience_s == 0, "nobody waits"
@@ -84,6 +85,11 @@ class FakeProject:
         if self.project in self.troubles:
             raise self.troubles[self.project]
         return self.config
+
+    def has_our_model(self) -> bool:
+        return self.connected
+
+    def ask_for_new_tasks(self) -> None: ...
 
     def labels_now(self) -> Labels:
         if isinstance(self.new, Exception):
@@ -109,7 +115,7 @@ def studio(monkeypatch: pytest.MonkeyPatch) -> type[FakeProject]:
     FakeProject.asked, FakeProject.troubles, FakeProject.read, FakeProject.tasks = [], {}, 0, []
     FakeProject.config, FakeProject.born = label_config(), ""
     FakeProject.label(Mars=3, Venus=3)
-    FakeProject.new = 0
+    FakeProject.new, FakeProject.connected = 0, True
     return FakeProject
 
 

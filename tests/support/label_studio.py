@@ -81,9 +81,9 @@ def networks_without(address: str, networks: Sequence[str] = RESERVED_NETWORKS) 
     return ",".join(map(str, parts))
 
 
-def label_studio_program() -> Path:
+def label_studio_program(version: str = VERSION) -> Path:
     """
-    Label Studio's start program; its virtual environment is made on first use.
+    The start program of a Label Studio; its virtual environment is made on first use.
 
     `TEST_LABEL_STUDIO_VENV` names an environment that is there already. Otherwise one is kept in the user's cache
     folder. It is made under the name it will keep, because programs of a virtual environment hold its path, and
@@ -93,14 +93,14 @@ def label_studio_program() -> Path:
     if given:
         return Path(given) / "bin" / "label-studio"
     with locked_cache() as cache:
-        folder, complete = cache / f"label-studio-{VERSION}", cache / f"label-studio-{VERSION}.complete"
+        folder, complete = cache / f"label-studio-{version}", cache / f"label-studio-{version}.complete"
         if not complete.exists():
             shutil.rmtree(folder, ignore_errors=True)
             uv = [sys.executable, "-m", "uv"]
             subprocess.run([*uv, "venv", "--python", sys.executable, str(folder)], check=True)
-            install = [*uv, "pip", "install", "--python", str(folder / "bin" / "python"), f"label-studio=={VERSION}"]
+            install = [*uv, "pip", "install", "--python", str(folder / "bin" / "python"), f"label-studio=={version}"]
             subprocess.run(install, check=True)
-            complete.write_text(VERSION)
+            complete.write_text(version)
     return folder / "bin" / "label-studio"
 
 
@@ -114,7 +114,7 @@ def locked_cache() -> Iterator[Path]:
         yield cache
 
 
-def put_database(program: Path, folder: Path) -> None:
+def put_database(program: Path, folder: Path, version: str) -> None:
     """
     Give Label Studio the database that its first start would make, in a fraction of the time.
 
@@ -124,7 +124,7 @@ def put_database(program: Path, folder: Path) -> None:
     if os.environ.get("TEST_LABEL_STUDIO_VENV"):
         return
     with locked_cache() as cache:
-        kept = cache / f"label-studio-{VERSION}.sqlite3"
+        kept = cache / f"label-studio-{version}.sqlite3"
         if not kept.exists():
             with tempfile.TemporaryDirectory(dir=cache) as new:
                 environ = plain_environ(program.parent) | SILENT | {"LABEL_STUDIO_BASE_DATA_DIR": new}
@@ -153,16 +153,16 @@ class LabelStudioServer(ServerProcess):
 
     user = "annotator@example.com"
 
-    def __init__(self, folder: Path, postgresql: str | None = None) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, postgresql: str | None = None, version: str = VERSION) -> None:
+        self.version, self.port = version, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.password, self.legacy_token = secrets.token_urlsafe(12), secrets.token_hex(20)
         self.data_folder, self.local_files_root = folder / "data", folder / "local-files"
         for path in (self.data_folder, self.local_files_root):
             path.mkdir()
-        program = label_studio_program()
+        program = label_studio_program(version)
         if postgresql is None:
-            put_database(program, self.data_folder)
+            put_database(program, self.data_folder, version)
         super().__init__(
             [program, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(self.port)],
             cwd=folder,
@@ -188,6 +188,11 @@ class LabelStudioServer(ServerProcess):
             "USE_DEFAULT_BANNED_SUBNETS": "false",
             "USER_ADDITIONAL_BANNED_SUBNETS": networks_without("127.0.0.1/32"),
         }
+
+    def is_before(self, version: str) -> bool:
+        """Whether this is an older Label Studio than that one."""
+        mine, other = ([int(part) for part in each.split(".")] for each in (self.version, version))
+        return mine < other
 
     # Ways in
 

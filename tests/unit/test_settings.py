@@ -25,10 +25,33 @@ from celestial_backend.settings import (
 )
 
 
-def test_an_empty_environment_gives_the_defaults() -> None:
+def test_an_empty_environment_gives_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has to be set; an empty variable counts as unset."""
+    monkeypatch.setattr(Settings, "model_dir", tmp_path)  # whoever runs the tests may have given `connect` a token
     assert Settings.from_environ({}) == Settings()
     assert Settings.from_environ({"PORT": "", "LABEL_STUDIO_URL": "  "}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("set_too", "used"),
+    [
+        pytest.param({}, ("http://ls:8080", "given"), id="nothing is set"),
+        pytest.param({"LABEL_STUDIO_URL": "http://ls:8080/"}, ("http://ls:8080", "given"), id="the same address"),
+        pytest.param({"LABEL_STUDIO_URL": "http://other"}, ("http://other", None), id="another Label Studio"),
+        pytest.param({"LABEL_STUDIO_API_KEY": "mine"}, (None, "mine"), id="a token of its own"),
+    ],
+)
+def test_a_token_that_was_given_stands_in_for_the_variables(
+    tmp_path: Path, set_too: dict[str, str], used: tuple[str | None, str | None]
+) -> None:
+    """It is sent to no other Label Studio than the one that it was given for; a file that is none is nothing."""
+    file = tmp_path / "label-studio.json"
+    file.write_text('{"url": "http://ls:8080", "token": "given"}')
+    settings = Settings.from_environ({"MODEL_DIR": str(tmp_path)} | set_too)
+    assert (settings.label_studio_url, settings.label_studio_api_key) == used
+    for text in ("", "[]", '{"url": 1}', '{"url": "no address", "token": "given"}'):
+        file.write_text(text)
+        assert Settings.from_environ({"MODEL_DIR": str(tmp_path)}).label_studio_api_key is None
 
 
 def test_every_variable_is_read(tmp_path: Path) -> None:

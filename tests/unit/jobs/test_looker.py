@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from celestial_backend.jobs.ledger import FAILED, KEPT, PUBLISHED, WAITING, Ledger
+from celestial_backend.jobs.looker import NOT_CONNECTED
 from celestial_backend.jobs.trainings import NOBODY_TO_ASK, REST, SLOW_S, Jobs
 from celestial_backend.models.pointers import Pointer
 from celestial_backend.models.store import ModelStore
@@ -387,3 +388,39 @@ def test_a_project_that_is_new_is_looked_at_at_once(by_itself: Jobs, ledger: Led
     assert states(ledger) == [WAITING]
     build(by_itself._settings).jobs.know("7")
     assert messages(by_itself) <= 1, "that of the training"
+
+
+def test_a_project_that_was_disconnected_trains_no_more(
+    studio: Any, look: Look, ledger: Ledger, by_itself: Jobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its webhook stays, and tells of labels; `jobs` and one line of the log say why, until it is connected again."""
+    studio.connected, studio.new = False, 6
+    ledger.know("7")
+    for _ in range(3):
+        look()
+    by_itself.note_labels("7", 6)
+    look()
+    known = ledger.known("7")
+    assert known is not None
+    assert (states(ledger), known.hindrance) == ([], NOT_CONNECTED)
+    assert caplog.text.count(NOT_CONNECTED) == 1
+    studio.connected = True
+    look()
+    known = ledger.known("7")
+    assert known is not None
+    assert (states(ledger), known.hindrance) == ([WAITING], "")
+
+
+def test_a_person_trains_a_project_that_is_not_connected(
+    studio: Any, look: Look, ledger: Ledger, by_itself: Jobs
+) -> None:
+    """`train --project` asks for one training; no other follows by itself."""
+    studio.connected = False
+    ledger.know("7")
+    by_itself.request("7")
+    end(ledger, KEPT, 6, "2026-11-23T01:02:03Z")
+    studio.label(Mars=20)
+    look()
+    assert states(ledger) == [KEPT]
+    by_itself.request("7")
+    assert states(ledger) == [WAITING, KEPT]
