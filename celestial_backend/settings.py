@@ -437,7 +437,7 @@ class Settings:
             problems.append("BASIC_AUTH_USER and BASIC_AUTH_PASS must be set together; one of them is missing")
         if problems:
             raise SettingsError(". ".join(problems) + ".")
-        told = _connection(StateFolder(values.get("model_dir", cls.model_dir)).connection)
+        told = _connection(StateFolder(values["model_dir"]).connection)
         url = values.get("label_studio_url")
         if "label_studio_api_key" not in values and url in (None, told.get("label_studio_url")):
             values |= told  # the token is for that Label Studio alone
