@@ -24,7 +24,7 @@ VOLUME /data
 EXPOSE 9090
 
 # A server is asked on its port, a worker by its sign of life in the database.
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --start-interval=2s \
+HEALTHCHECK --interval=30s --timeout=30s --start-period=60s --start-interval=2s \
   CMD ["python", "-m", "celestial_backend.doctor.health"]
 
 # The worker is a service of its own. On SIGTERM, running requests get some time to end.

@@ -87,6 +87,7 @@ class Bases:
         program.chmod(0o755)
         data.mkdir(mode=0o700)
         run("chroot", str(root), "chown", "--recursive", "postgres:postgres", "/var/lib/postgresql", "/run/postgresql")
+        (root / "run/postgresql").chmod(0o3777)  # as the official image has it; a tmpfs there takes it over
         sample = root / f"usr/share/postgresql/{version}/postgresql.conf.sample"
         sample.write_text(sample.read_text() + "\nlisten_addresses = '*'\n")
         self._import(image, root, f"ENV PATH=/usr/lib/postgresql/{version}/bin:{PATH} PGDATA=/var/lib/postgresql/data",

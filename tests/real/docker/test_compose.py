@@ -70,7 +70,8 @@ class Stack:
         environ = ACCOUNT | {"LABEL_STUDIO_ADDRESS": "127.0.0.3"}
         command = ["compose", "--env-file", os.devnull, "-p", NAME, *self._named, *words]
         told = self.docker(*command, cwd=REPOSITORY, stdin=stdin, seconds=seconds, **environ)
-        log(f"{time.monotonic() - begun:5.1f} s  docker compose {' '.join(words)[:90]}")
+        if words[0] not in ("exec", "logs", "ps"):
+            log(f"{time.monotonic() - begun:5.1f} s  docker compose {' '.join(words)}")
         return told
 
     def ours(self, *words: str) -> Any:
