@@ -92,7 +92,11 @@ def by_class(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> S
     notes = [f"{some(tops)} in {folder} are the parts of a split: what they hold of one class is put together."] * depth
     filled = {place for path in parts for place in path.parents}
     if empty := sorted({place.name for place in _places(folder, tops if depth else ()) if place not in filled}):
-        notes.append(f"{some(empty)} in {folder} hold no pictures, so they are no classes.")
+        notes.append(f"{folder} has no pictures in {some(empty)}, so no class comes of that.")
+    inner = {name: {parts[path][1] for path in files if len(parts[path]) > 2} for name, files in classes.items()}
+    if not depth and len(inner) > 1 and len(shared := set.intersection(*inner.values())) > 1:
+        notes.append(f"{some(classes)} are taken as the classes, and {some(sorted(shared))} in each of them as parts of"
+                     " it. If it is the other way round, sort the pictures so.")  # fmt: skip
     return Sorted(classes, loose, tuple(notes), _doubt(folder, splits, tops, classes, loose))
 
 

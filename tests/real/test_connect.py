@@ -605,7 +605,7 @@ def test_the_parts_of_a_split_name_no_choices(
     done = person.run(*asked)
     assert done.returncode == 0, done.stderr
     assert f"['TEST', 'Train'] in {place} are the parts of a split" in done.stderr
-    assert f"['Venus'] in {place} hold no pictures" in done.stderr
+    assert f"{place} has no pictures in ['Venus']" in done.stderr
     told = json.loads(done.stdout)
     assert (told["added"], told["labelled"]) == (4, 4)
     made = label_studio.api("GET", f"/api/projects/{told['project']}")

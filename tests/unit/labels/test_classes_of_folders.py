@@ -89,7 +89,7 @@ def test_a_class_may_be_called_like_a_part(tmp_path: Path) -> None:
 def test_empty_class_folders_are_named(tmp_path: Path, files: list[str], empty: str) -> None:
     found = by_class(laid_out(tmp_path / "pictures", files))
     assert list(found.classes) == ["cat", "dog"]
-    assert f"{empty} in {tmp_path / 'pictures'} hold no pictures" in found.notes[-1]
+    assert f"{tmp_path / 'pictures'} has no pictures in {empty}" in found.notes[-1]
 
 
 def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
@@ -107,3 +107,11 @@ def test_deeper_folders_belong_to_the_class_around_them(tmp_path: Path) -> None:
     files = ["cat/2023/may/a.png", "cat/train/b.png", "dog/c.png", "dog/val/d.png"]
     found = by_class(laid_out(tmp_path / "pictures", files))
     assert {name: len(paths) for name, paths in found.classes.items()} == {"cat": 2, "dog": 2}
+
+
+def test_sub_folders_that_are_alike_in_each_class_are_pointed_out(tmp_path: Path) -> None:
+    """They may be the classes; which ones are cannot be known."""
+    files = [f"{part}/{name}/{name}.png" for part in ("first", "second") for name in ("cat", "dog")]
+    found = by_class(laid_out(tmp_path / "pictures", files))
+    assert list(found.classes) == ["first", "second"]
+    assert "['first', 'second'] are taken as the classes, and ['cat', 'dog'] in each of them" in found.notes[0]

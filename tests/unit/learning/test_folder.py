@@ -217,7 +217,7 @@ def test_the_parts_of_a_split_are_learned_as_one(
         learned = learn_folder(place, settings)
     assert (learned.classes, learned.left_out, learned.scores.labels) == (("cool", "warm"), (), 20)
     assert "['VAL', 'train'] in" in caplog.text
-    assert "['none'] in" in caplog.text
+    assert "has no pictures in ['none']" in caplog.text
     assert "left out" not in caplog.text
 
 
