@@ -154,7 +154,7 @@ class LabelStudioServer(ServerProcess):
     user = "annotator@example.com"
 
     def __init__(self, folder: Path, postgresql: str | None = None, version: str = VERSION) -> None:
-        self.version, self.port = version, free_port()
+        self.version, self.on_postgresql, self.port = version, postgresql is not None, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.password, self.legacy_token = secrets.token_urlsafe(12), secrets.token_hex(20)
         self.data_folder, self.local_files_root = folder / "data", folder / "local-files"
