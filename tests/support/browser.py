@@ -135,7 +135,7 @@ class Annotator:
 
     def submit(self) -> None:
         with self.page.expect_response(lambda answer: "/annotations" in answer.url and answer.ok):
-            self.page.get_by_role("button", name=re.compile("^submit", re.IGNORECASE)).click()
+            self.page.get_by_role("button", name=re.compile("^submit( current annotation)?$", re.IGNORECASE)).click()
 
     def wait_until(self, happens: Callable[[], bool]) -> None:
         """Until the page has come to something."""
