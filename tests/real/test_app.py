@@ -449,11 +449,12 @@ def test_params_cannot_reach_into_the_sdk(client: FlaskClient) -> None:
 
 def test_only_the_protocols_routes_are_served(client: FlaskClient) -> None:
     """Old routes of one SDK generation are as absent as unknown ones; a wrong method names the right one."""
-    for path in ("/train", "/is_training", "/versions", "/nowhere"):
+    for path in ("/train", "/is_training", "/nowhere"):
         assert client.post(path, json={}).status_code == 404
-    wrong = client.get("/predict")
-    assert wrong.status_code == 405
-    assert "POST" in wrong.headers["Allow"]
+    for path, right, method in (("/predict", "POST", "GET"), ("/versions", "GET", "POST")):
+        wrong = client.open(path, method=method, json={})
+        assert wrong.status_code == 405
+        assert right in wrong.headers["Allow"]
 
 
 def test_an_unforeseen_failure_shows_a_request_id_and_no_traceback(
