@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from celestial_backend import __version__, logs
 from celestial_backend.commands.connect import connect
@@ -22,8 +22,10 @@ from celestial_backend.commands.features import features
 from celestial_backend.commands.lists import jobs, models, shown_job
 from celestial_backend.commands.prelabel import prelabel
 from celestial_backend.commands.private_addresses import studio_variables
+from celestial_backend.commands.shown import Shown
 from celestial_backend.errors import CelestialError, TrainingError
 from celestial_backend.jobs.ledger import FAILED
+from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.learning.folder import Learned, learn_folder
 from celestial_backend.services import build
 from celestial_backend.settings import Settings, state_note
@@ -113,24 +115,32 @@ def _train_project(settings: Settings, project: str, *, as_json: bool) -> None:
     """Ask for a training, run it here unless a worker does, and say how it ended, or the one it was merged into."""
     trainings = build(settings).jobs
     job_id = trainings.request(project)["job"]
-    job = None
-    while job is None or not job.ended:
-        trainings.run(project)
-        job = trainings.ledger.doing(job_id)
-        time.sleep(0 if job and job.ended else 1)
+    job, ended = None, threading.Event()
+    with Shown(f"Training project {project}") as shown:
+        threading.Thread(target=_follow, args=(trainings, job_id, shown, ended), daemon=True).start()
+        while job is None or not job.ended:
+            trainings.run(project)
+            job = trainings.ledger.doing(job_id)
+            time.sleep(0 if job and job.ended else 1)
+        ended.set()
     click.echo(json.dumps(shown_job(job)) if as_json else f"{job.state}: {job.reason}")
     if job.state == FAILED:
         sys.exit(TrainingError.exit_code)
 
 
+def _follow(trainings: Jobs, job_id: str, shown: Shown, ended: threading.Event) -> None:
+    """Show where a training is, until it has ended."""
+    while not ended.wait(1):
+        with suppress(CelestialError):
+            job = trainings.ledger.doing(job_id)
+            at = job.progress if job else {}
+            shown(at.get("pictures") or 0, at.get("of") or 0, words=at.get("stage") or (job.state if job else ""))
+
+
 def _train_folder(settings: Settings, folder: Path, *, as_json: bool) -> None:
-    started, console = time.monotonic(), Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        shown = bar.add_task("Looking at pictures", total=None)
-        learned = learn_folder(folder, settings, lambda done, total: bar.update(shown, total=total, completed=done))
+    started = time.monotonic()
+    with Shown("Looking at pictures") as shown:
+        learned = learn_folder(folder, settings, shown)
     seconds = round(time.monotonic() - started, 1)
     click.echo(json.dumps(msgspec.to_builtins(learned) | {"seconds": seconds}) if as_json else _told(learned, seconds))
 

@@ -7,16 +7,13 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 
+from celestial_backend.commands.shown import Shown
 from celestial_backend.errors import ModelError, RequestError, StateError
 from celestial_backend.jobs.counting import LEAST_CHOICES, LEAST_LABELS
 from celestial_backend.jobs.looker import EMBEDDED
@@ -28,7 +25,6 @@ from celestial_backend.studio.project import StudioProject
 from celestial_backend.studio.setup import (
     FolderLabels,
     Imported,
-    Progress,
     add_storage,
     config_for,
     create_project,
@@ -125,7 +121,7 @@ def connect(
     url = backend_url or settings.address
     user, password = settings.basic_auth_user, settings.basic_auth_pass
     model = register(services.studio, project, url, user=user, password=password)
-    with shown() as progress:
+    with Shown("Importing pictures") as progress:
         if root is not None:
             imported = add_storage(services.studio, project, folder, root, progress, labels)
         else:
@@ -224,7 +220,8 @@ def model_classes(services: Services) -> Sequence[str]:
         ModelError: They are not known after `MODEL_S` seconds.
     """
     tag = services.store.live_tag()
-    classes = services.store.classes(tag, MODEL_S)
+    with Shown("Loading the model"):
+        classes = services.store.classes(tag, MODEL_S)
     if classes is None:
         raise ModelError(
             f"The model {tag} must load within {MODEL_S:g} seconds and did not. See that the machine has time for it."
@@ -277,17 +274,6 @@ def outlook(settings: Settings, version: str, imported: Imported, labels: Folder
         return ""
     unasked = version == NEEDS_LABELS or version.startswith(EMBEDDED) or project_of(version) is not None
     return TRAINS if unasked and settings.train_every != NEVER else PRESS
-
-
-@contextmanager
-def shown() -> Iterator[Progress]:
-    """A progress bar, where there is a terminal to show it."""
-    with ProgressBar(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=not sys.stderr.isatty(),
-    ) as bar:  # fmt: skip
-        task = bar.add_task("Importing pictures", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _text_of(path: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import click
 
 from celestial_backend.commands.connect import read_address
+from celestial_backend.commands.shown import each
 from celestial_backend.doctor import machine, studio
 from celestial_backend.doctor.machine import Finding, not_checked
 from celestial_backend.doctor.studio import Connection
@@ -18,7 +19,7 @@ from celestial_backend.services import Services, build
 from celestial_backend.settings import Settings
 from celestial_backend.studio.project import StudioProject
 
-MARKS = {"ok": ("ok", "green"), "warn": ("warning", "yellow"), "fail": ("FAILED", "red"), "not checked": ("-", None)}
+COLOURS, WIDTH = {"ok": "green", "warn": "yellow", "fail": "red"}, 11
 
 
 @click.command()
@@ -40,7 +41,7 @@ def doctor(settings: Settings, project: int | None, backend_url: str | None, *, 
     Ends with code 0 when nothing failed; warnings are no failures.
     """
     findings = []
-    for finding in _findings(settings, project, backend_url, fix=fix):
+    for finding in each("Checking", _findings(settings, project, backend_url, fix=fix)):
         findings.append(finding)
         if not as_json:
             _tell(finding)
@@ -103,10 +104,10 @@ def _of_studio(
 
 
 def _tell(finding: Finding) -> None:
-    mark, colour = MARKS[finding.state]
+    mark = click.style(f"{finding.state:{WIDTH}}", fg=COLOURS.get(finding.state))
     place = "" if finding.project is None else f"Project {finding.project}: "
-    click.echo(f"{click.style(f'{mark:8}', fg=colour)} {place}{finding.name}: {finding.what}")
+    click.echo(f"{mark} {place}{finding.name}: {finding.what}")
     if finding.changed:
-        click.echo(f"{'':8} changed: {finding.changed}")
+        click.echo(f"{'':{WIDTH}} changed: {finding.changed}")
     if finding.mend:
-        click.echo(f"{'':8} -> {finding.mend}")
+        click.echo(f"{'':{WIDTH}} -> {finding.mend}")

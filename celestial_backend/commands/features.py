@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from celestial_backend.commands.shown import Shown
 from celestial_backend.errors import ModelError, SettingsError
 from celestial_backend.models.embedders import KEPT_AS, SCALING
 from celestial_backend.models.registry import Registry
@@ -37,10 +38,11 @@ def add(settings: Settings, name: str, weights: Path | None) -> None:
 
     Done again, it replaces the one that is there.
     """
-    network, scaling = build(name, weights)
+    with Shown(f"Getting {name} and its weights"):
+        network, scaling = build(name, weights)
     tag = f"{KEPT_AS}:{name.lower()}"
     registry = Registry(settings.bentoml_home)
-    with tempfile.TemporaryDirectory() as place:
+    with Shown(f"Putting {name} into the store"), tempfile.TemporaryDirectory() as place:
         saved, kept = Path(place, "saved"), Path(place, "kept")
         network.save(saved, zipped=False)
         kept.mkdir()

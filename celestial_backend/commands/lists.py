@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from celestial_backend.errors import CelestialError
+from celestial_backend.commands.shown import Shown
+from celestial_backend.errors import CelestialError, StateError
 from celestial_backend.jobs.ledger import WAITING, Job, Known
 from celestial_backend.jobs.trainings import HOW_TO_START
-from celestial_backend.labels import some
 from celestial_backend.models import standalone
 from celestial_backend.models.registry import Described
 from celestial_backend.services import build
@@ -25,21 +30,31 @@ from celestial_backend.studio.project import StudioProject
 
 SHARED = "all others"
 NOT_BEGUN = "not begun"  # in the place of a job's state
+NONE_YET = "There are no trainings yet."
+WIDTH, NAMED = 100, 10  # signs of a line, and choices of a model
+LOOK_S = 1.0
 
 
-def table(heads: list[str], rows: list[list[str]]) -> None:
-    """Print a table on a terminal; lines with tabs in a pipe, so that every cell is whole."""
-    console = Console()
-    if not console.is_terminal:
-        for row in [heads, *rows]:
-            click.echo("\t".join(" ".join(cell.split()) for cell in row))
-        return
-    shown = Table()
-    for head in heads:  # the sentence at the end makes room, because a tag that is cut short can be copied nowhere
-        shown.add_column(head, overflow="fold", no_wrap=head != heads[-1])
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """
+    A table that fits a terminal; scripts have --json.
+
+    Args:
+        heads: With an asterisk where words are never parted, as a tag that is can be copied nowhere.
+        rows: Cells, as many as heads.
+    """
+    shown = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for head in heads:
+        shown.add_column(Text(head.strip("*")), overflow="fold", no_wrap=head.endswith("*"))
     for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+        shown.add_row(*map(Text, row))
+    return shown
+
+
+def say(shown: Table) -> None:
+    """Print a table on stdout, at most `WIDTH` signs wide, into a pipe too."""
+    terminal = Console()
+    Console(width=min(terminal.width, WIDTH) if terminal.is_terminal else WIDTH).print(shown)
 
 
 @click.group(invoke_without_command=True)
@@ -70,20 +85,26 @@ def models(context: click.Context, project: int | None, *, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(rows))
         return
-    table(
-        ["model", "live for", "made", "taught from", "says", "how it did"],
+    if not rows:
+        click.echo("There are no models.")
+        return
+    say(table(
+        ["model*", "live for", "made*", "taught from*", "what it says, and how it did"],
         [
             [
                 row["tag"].partition(":")[2],
                 ", ".join(who if who == SHARED else f"project {who}" for who in row["live"]),
-                row["created"][:16].replace("T", " "),
+                row["created"][:10],
                 (row["parent"] or "").partition(":")[2],
-                "; ".join(some(names) for names in row["choices"].values()),
-                row["reason"] or "",
+                ". ".join(filter(None, [*map(_named, row["choices"].values()), row["reason"]])),
             ]
             for row in rows
         ],
-    )
+    ))  # fmt: skip
+
+
+def _named(choices: Sequence[str]) -> str:
+    return ", ".join([*choices[:NAMED], *(["…"] if len(choices) > NAMED else [])])
 
 
 def _choices(model: Described) -> dict[str, list[str]]:
@@ -123,7 +144,8 @@ def add(settings: Settings, file: Path) -> None:
 
     It may have 200 MB. Projects are given it with `models use`.
     """
-    tag = build(settings).store.add(file)
+    with Shown(f"Reading {file.name}, and putting its model into the database"):
+        tag = build(settings).store.add(file)
     click.echo(f"{tag} is in the database. Use it with: python -m celestial_backend models use {tag} --project N")
 
 
@@ -135,22 +157,31 @@ def add(settings: Settings, file: Path) -> None:
 def export(settings: Settings, tag: str, file: Path, control: str | None) -> None:
     """Write the model TAG to FILE.bentomodel, which BentoML and Keras use anywhere, without this package."""
     tag = tag if ":" in tag else f"{MODEL_NAME}:{tag}"
-    click.echo(f"{file} holds {standalone.export(settings, tag, file, control)}.")
+    with Shown(f"Writing {file.name}"):
+        exported = standalone.export(settings, tag, file, control)
+    click.echo(f"{file} holds {exported}.")
 
 
 @click.command()
 @click.option("--project", type=click.IntRange(min=1), help="Only the trainings of this project.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, the newest first.")
+@click.option("--watch", is_flag=True, help="Show what happens until Ctrl-C; in a pipe, a line for each change.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_obj
-def jobs(settings: Settings, project: int | None, limit: int, *, as_json: bool) -> None:
+def jobs(settings: Settings, project: int | None, limit: int, *, watch: bool, as_json: bool) -> None:
     """
     List the trainings that wait, run and have ended, and why.
 
     Below them stand the projects where none begins by itself, and what is missing there. Where trainings wait and no
     worker runs, it says so on stderr, and they are "stalled" in JSON.
     """
+    if watch and as_json:
+        raise click.UsageError("--watch shows a list to people, and --json prints one for a script. Give one of them.")
     ledger, number = build(settings).jobs.ledger, None if project is None else str(project)
+    if watch:
+        with suppress(KeyboardInterrupt):
+            _watch(lambda: (ledger.jobs(number, limit=limit), ledger.hindered(number, limit)))
+        return
     found, hindered = ledger.jobs(number, limit=limit), ledger.hindered(number, limit)
     waiting = {job.id for job in found if job.state == WAITING}
     stalled = waiting if waiting and not ledger.workers() else set()
@@ -160,10 +191,15 @@ def jobs(settings: Settings, project: int | None, limit: int, *, as_json: bool) 
         rows = [shown_job(job) | {"stalled": job.id in stalled} for job in found]
         click.echo(json.dumps([*rows, *map(_shown_hindrance, hindered)]))
         return
-    if not found and not hindered:
-        click.echo("No trainings yet.", err=True)
-    table(
-        ["job", "project", "state", "asked for", "seconds", "where it is, or why it ended so"],
+    if found or hindered:
+        say(_table(found, hindered))
+    else:
+        click.echo(NONE_YET)
+
+
+def _table(found: Sequence[Job], hindered: Sequence[Known]) -> Table:
+    return table(
+        ["job*", "project*", "state*", "asked for*", "seconds*", "progress or reason"],
         [
             *(
                 [job.id, job.project, job.state, _moment(job.requested_at), _seconds(job), job.reason or _where(job)]
@@ -172,6 +208,31 @@ def jobs(settings: Settings, project: int | None, limit: int, *, as_json: bool) 
             *(["", known.project, NOT_BEGUN, "", "", known.hindrance] for known in hindered),
         ],
     )
+
+
+def _watch(look: Callable[[], tuple[Sequence[Job], Sequence[Known]]]) -> None:
+    """Show the list as it changes, on a terminal, or each change in a pipe; a database that is away may come back."""
+    console, before = Console(), list[str]()
+    with Live(console=console, auto_refresh=False, screen=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            try:
+                found, hindered = look()
+                shown: Table | str = _table(found, hindered) if found or hindered else NONE_YET
+            except StateError as error:
+                found, hindered, shown = (), (), str(error)
+            if live is not None:
+                live.update(shown, refresh=True)
+            else:
+                lines = [shown] if isinstance(shown, str) else [_line(job) for job in reversed(found)]
+                for line in lines:
+                    if line not in before:
+                        click.echo(line)
+                before = lines
+            time.sleep(LOOK_S)
+
+
+def _line(job: Job) -> str:
+    return f"Job {job.id} of project {job.project}: " + ", ".join(filter(None, [job.state, job.reason or _where(job)]))
 
 
 def shown_job(job: Job) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from celestial_backend.commands.shown import Shown
 from celestial_backend.errors import CelestialError, ModelError, StateError
 from celestial_backend.jobs.pages import Answers, Distribution, Page
 from celestial_backend.jobs.processes import lock
@@ -44,7 +43,6 @@ logger = logging.getLogger(__name__)
 SETTLE_S = ANSWER_TIMEOUT_S  # an import without an answer gets as long as its answer would have had
 LOOK_S = 0.5
 Note = Callable[["Summary"], None]
-LINE_EVERY_S = 10.0  # in a pipe
 
 
 @dataclass(frozen=True)
@@ -332,27 +330,6 @@ class Prelabelling:
         self.failures.add(task, reason)
 
 
-class _Shown:
-    """What is seen of a run while it goes on: a bar on a terminal, a line now and then in a pipe, on stderr."""
-
-    def __init__(self, project: int) -> None:
-        self._console = Console(stderr=True)
-        self._said_at = time.monotonic()
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"),
-            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
-        )  # fmt: skip
-        self._task = self.bar.add_task(f"Project {project}", total=None, words="")
-
-    def __call__(self, at: Summary) -> None:
-        words = f"{_pace(at)}, {at.failed} failed"
-        self.bar.update(self._task, total=at.wanted, completed=at.done, words=words)
-        if not self._console.is_terminal and time.monotonic() - self._said_at >= LINE_EVERY_S:
-            self._said_at = time.monotonic()
-            left = max(0, at.wanted - at.done)
-            click.echo(f"{at.done} of {at.wanted} tasks, {left} remaining, {words}", err=True)
-
-
 @click.command()
 @click.option(
     "--project", type=click.IntRange(min=1), required=True, help="Label Studio's number of the project."
@@ -404,9 +381,8 @@ def prelabel(
         click.echo(json.dumps(asdict(at)) if as_json else f"{at.wanted} tasks would get a prediction of {at.version}"
                    f", {at.already} have one.")  # fmt: skip
         return
-    shown = _Shown(project)
-    with shown.bar:
-        at = run.run(shown)
+    with Shown(f"Predicting project {project}") as shown:
+        at = run.run(lambda at: shown(at.done, at.wanted, words=f"{_pace(at)}, {at.failed} failed"))
     for sentence in run.select_version():
         click.echo(sentence, err=True)
     listed = str(run.failures.path) if at.failed else None

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import termios
+from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from celestial_backend.commands import shown
 from celestial_backend.commands.cli import main
 from celestial_backend.database import Database
-from celestial_backend.jobs.ledger import FAILED, KEPT, MERGED, PUBLISHED, Ending, Ledger
+from celestial_backend.jobs.ledger import FAILED, KEPT, MERGED, PUBLISHED, Ending, Job, Ledger
 from celestial_backend.jobs.trainings import Jobs
 from celestial_backend.planets.renderer import render
 from celestial_backend.settings import Settings
@@ -86,9 +92,119 @@ def test_help_names_the_commands() -> None:
 
 
 def test_jobs_says_that_there_are_none() -> None:
-    """On stderr, so that a script reads no sentence for a job."""
+    """A sentence for people, an empty list for a script."""
     done = run("jobs")
-    assert (len(done.stdout.splitlines()), done.stderr.strip()) == (1, "No trainings yet.")
+    assert (done.stdout, done.stderr) == ("There are no trainings yet.\n", "")
+    assert json.loads(run("jobs", "--json").stdout) == []
+
+
+def test_tables_fit_a_hundred_columns() -> None:
+    """In a pipe too; no tag and no moment is parted, and all of a reason is there."""
+    ledger = Ledger(Database(Settings.from_environ()))
+    reason = "It is a long story " + "of labels " * 40
+    job = ended(ledger, str(2**63 - 1), reason)
+    lines = run("jobs").stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert re.match(rf"{job.id}  {job.project}  kept +\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d  0 ", lines[2])
+    place = lines[0].index("progress or reason")
+    assert " ".join(line[place:] for line in lines[2:]).split() == reason.split()
+    listed = run("models").stdout
+    assert max(map(len, listed.splitlines())) <= 100
+    assert "default-" in listed
+
+
+def ended(ledger: Ledger, project: str, reason: str) -> Job:
+    ledger.request(project)
+    job = ledger.start("a worker", project)
+    assert job is not None
+    ledger.end(job, Ending(KEPT, reason))
+    return job
+
+
+def test_jobs_can_be_watched_in_a_pipe() -> None:
+    """A line for each change, and code 0 at Ctrl-C; not as JSON, which is one list."""
+    ledger = Ledger(Database(Settings.from_environ()))
+    with subprocess.Popen(
+        [sys.executable, "-m", "celestial_backend", "jobs", "--watch"],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as watching:  # fmt: skip
+        assert watching.stdout is not None
+        assert watching.stdout.readline() == "There are no trainings yet.\n"
+        waiting = ledger.request("3")
+        assert watching.stdout.readline() == f"Job {waiting.id} of project 3: waiting\n"
+        job = ledger.start("a worker", "3")
+        assert job is not None
+        assert watching.stdout.readline() == f"Job {job.id} of project 3: running\n"
+        ledger.end(job, Ending(KEPT, "It is worse."))
+        assert watching.stdout.readline() == f"Job {job.id} of project 3: kept, It is worse.\n"
+        watching.send_signal(signal.SIGINT)
+        rest = watching.communicate(timeout=60)
+        assert (rest, watching.returncode) == (("", ""), 0)
+    refused = run("jobs", "--watch", "--json")
+    assert refused.returncode == 2
+    assert "Give one of them." in refused.stderr
+
+
+@contextlib.contextmanager
+def in_a_terminal(*command: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A command that has a terminal, as it is started in a window."""
+    ours, its = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=REPOSITORY, stdin=its, stdout=its, stderr=its, start_new_session=True,
+        env={**os.environ, "TERM": "xterm"}, preexec_fn=lambda: fcntl.ioctl(its, termios.TIOCSCTTY, 0),
+    ) as process:  # fmt: skip
+        os.close(its)
+        yield ours, process
+        process.wait(60)
+    os.close(ours)
+
+
+def read_until(terminal: int, *words: str) -> None:
+    seen = ""
+    while not all(word in seen for word in words):
+        seen += os.read(terminal, 65536).decode(errors="replace")
+
+
+def test_jobs_can_be_watched_on_a_terminal() -> None:
+    """The table is drawn anew; Ctrl-C ends it with code 0."""
+    ledger = Ledger(Database(Settings.from_environ()))
+    with in_a_terminal("-m", "celestial_backend", "jobs", "--watch") as (terminal, process):
+        read_until(terminal, "There are no trainings yet.")
+        waiting = ledger.request("3")
+        read_until(terminal, waiting.id, "waiting", "progress or reason")
+        os.write(terminal, b"\x03")
+        read_until(terminal, "\x1b[?25h")  # the cursor is shown again
+    assert process.returncode == 0
+
+
+def test_a_bar_goes_on_while_a_library_is_kept_quiet() -> None:
+    """With what, how much of how much and how; what the library writes stands nowhere."""
+    code = (
+        "import os, sys; from celestial_backend import logs; from celestial_backend.commands.shown import Shown\n"
+        "with Shown('Doing it') as shown, logs.hushed():\n"
+        "    shown(3, 10, words='2 per second'); os.write(2, b'C++'); sys.stdin.readline()\n"
+    )
+    with in_a_terminal("-c", code) as (terminal, process):
+        read_until(terminal, "Doing it", "3 of 10, 2 per second")
+        os.write(terminal, b"\n")
+        rest = b""
+        with contextlib.suppress(OSError):  # its end
+            while part := os.read(terminal, 65536):
+                rest += part
+    assert b"C++" not in rest
+    assert process.returncode == 0
+
+
+def test_a_wait_is_a_line_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """After two seconds, and then every ten."""
+    assert (shown.SOON_S, shown.EVERY_S) == (2, 10)
+    monkeypatch.setattr(shown, "SOON_S", 0.0)
+    doing, said = shown.Shown("Doing it"), ""
+    doing(3, 10, words="2 per second")
+    with doing:
+        while not said:
+            said = capsys.readouterr().err
+    assert re.fullmatch(r"Doing it: 3 of 10, 2 per second, \d+ s\n", said)
 
 
 def test_jobs_tells_where_each_training_is() -> None:
@@ -102,8 +218,8 @@ def test_jobs_tells_where_each_training_is() -> None:
         job = ledger.start("a worker", project)
         assert job is not None
         ledger.progress(job, **progress)
-    lines = [line.split("\t") for line in run("jobs").stdout.splitlines()]
-    assert [(line[1], line[2], line[5]) for line in lines[1:]] == [
+    lines = [re.split(r"  +", line.strip()) for line in run("jobs").stdout.splitlines()]
+    assert [(line[1], line[2], line[5]) for line in lines[2:]] == [
         ("5", "running", "learning"),
         ("4", "running", "reading pictures 60 of 60"),
         ("3", "running", "reading pictures 50"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -147,7 +148,7 @@ def test_jobs_lists_what_waits_runs_and_has_ended(ledger: Ledger) -> None:
     waiting = ledger.request("3")
     listed = cli("jobs")
     assert listed.returncode == 0
-    rows = {line.split("\t")[0]: line.split("\t") for line in listed.stdout.splitlines()}
+    rows = {line.split()[0]: re.split(r"  +", line.strip()) for line in listed.stdout.splitlines() if "─" not in line}
     assert list(rows) == ["job", waiting.id, running.id, done.id]
     assert rows[done.id][1:3] == ["3", KEPT]
     assert rows[done.id][-1] == "The new model is worse."
@@ -165,9 +166,9 @@ def test_jobs_lists_projects_where_none_begins(ledger: Ledger) -> None:
         ledger.know(project)
         ledger.looked(project, labels=0, missing="Two more.", brought="")
     ledger.request("4")
-    lines = [line.split("\t") for line in cli("jobs").stdout.splitlines()]
-    assert [line[1:3] for line in lines[1:3]] == [["4", WAITING], ["3", FAILED]]
-    assert lines[3:] == [["", project, "not begun", "", "", "Two more."] for project in ("3", "12")]
+    lines = [re.split(r"  +", line.strip()) for line in cli("jobs").stdout.splitlines()]
+    assert [line[1:3] for line in lines[2:4]] == [["4", WAITING], ["3", FAILED]]
+    assert lines[4:] == [[project, "not begun", "Two more."] for project in ("3", "12")]
     told = json.loads(cli("jobs", "--json", "--project", "3").stdout)
     assert [(each["state"], each["reason"]) for each in told] == [(FAILED, "too few"), ("not begun", "Two more.")]
     assert told[0].keys() == told[1].keys()
@@ -223,4 +224,4 @@ def test_models_use_goes_back_in_a_moment(settings: Settings) -> None:
     assert "Label Studio was not told" in used.stderr
     assert store.pointers.projects() == {"3": tag}
     assert json.loads(cli("models", "--json").stdout)[0]["live"] == ["all others", "3"]
-    assert f"{tag.partition(':')[2]}\tall others, project 3\t" in cli("models").stdout
+    assert re.search(rf"^{tag.partition(':')[2]}  +all others, project 3 ", cli("models").stdout, re.MULTILINE)
