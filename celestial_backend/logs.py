@@ -55,6 +55,14 @@ def configure(level: str, form: str = "text") -> None:
         sys.meta_path.insert(0, _Talkative.finder)
 
 
+def refuse(error: Exception) -> None:
+    """Say why the process does not start: a sentence for people, or a line of the log where that is JSON."""
+    if any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers):
+        logging.getLogger(__name__).critical("%s", error)
+    else:
+        sys.stderr.write(f"{error}\n")
+
+
 class Lines(logging.Formatter):
     """
     A record as one line of printable text, with the lines of its traceback indented below.

@@ -64,17 +64,17 @@ def serve(argv: Sequence[str] | None = None, program: str = START) -> int:
     try:
         check_gunicorn()
         settings = Settings.from_environ({**os.environ, **given})
+        logs.configure(settings.log_level, settings.log_format)
         _check_folder(settings.model_dir)
         if not any(name in os.environ for name in HANDED_ON):
             _check_address(options.host, settings.port)
-        logs.configure(settings.log_level, settings.log_format)
         if note := state_note({**os.environ, **given}):
-            logging.getLogger(__name__).warning("%s", note)
+            logger.warning("%s", note)
         given["MODEL_DIR"] = str(settings.model_dir)
         if options.check:
             _check(settings)
     except CelestialError as error:
-        sys.stderr.write(f"{error}\n")
+        logs.refuse(error)
         return error.exit_code
     worker = None if options.no_worker else _TrainingWorker({**os.environ, **given}, settings.state.connection)
     with _shared_metrics():
@@ -86,11 +86,11 @@ def wsgi_app() -> _App:
     """The app of a web server process that something else has started, such as ``gunicorn _wsgi:app``."""
     try:
         settings = Settings.from_environ()
+        logs.configure(settings.log_level, settings.log_format)
         _check_folder(settings.model_dir)
     except CelestialError as error:
-        sys.stderr.write(f"{error}\n")
+        logs.refuse(error)
         sys.exit(Arbiter.APP_LOAD_ERROR)  # gunicorn stops at this code, and starts anew at any other
-    logs.configure(settings.log_level, settings.log_format)
     return _App(settings)
 
 
@@ -201,7 +201,7 @@ def _check(settings: Settings) -> None:
         try:
             build(settings).store.current()
         except CelestialError as error:
-            sys.stderr.write(f"{error}\n")
+            logs.refuse(error)
             os._exit(error.exit_code)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

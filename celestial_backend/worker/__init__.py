@@ -31,7 +31,7 @@ def _queue() -> Any:
             logging.getLogger(__name__).warning("%s", note)
         return build(settings).jobs.huey
     except CelestialError as error:
-        sys.stderr.write(f"{error}\n")
+        logs.refuse(error)
         sys.exit(error.exit_code)
 
 

@@ -325,6 +325,14 @@ def test_a_start_that_cannot_work_is_refused_at_once(tmp_path: Path, arguments: 
     assert sentence in done.stderr
 
 
+def test_a_start_that_is_refused_is_json_where_the_log_is(tmp_path: Path) -> None:
+    """The same sentence, as the one line of the log."""
+    done = start(tmp_path, "--host", "192.0.2.1", LOG_FORMAT="json")
+    told = json.loads(done.stderr)
+    assert (done.returncode, told["level"]) == (2, "CRITICAL")
+    assert told["message"].startswith("--host must be an address or a name of this machine")
+
+
 def test_a_port_that_is_in_use_is_a_sentence(tmp_path: Path) -> None:
     """With the port and what to do; `label-studio-ml start .` says it too, and drops the exit code."""
     with socket.socket() as taken:
