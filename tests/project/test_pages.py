@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import json
 import re
 import shlex
 import shutil
@@ -58,7 +59,7 @@ OTHERS = {
     "PROMETHEUS_MULTIPROC_DIR",
 }
 # Options of other programs: pip, docker, gunicorn, pg_dump.
-FOREIGN = {"--no-deps", "--env-file", "--env", "--scale", "--build", "--bind", "--worker-class", "--workers",
+FOREIGN = {"--no-deps", "--wait", "--env-file", "--env", "--scale", "--build", "--bind", "--worker-class", "--workers",
            "--threads", "--schema", "--label-studio", "--label-studio-database"}  # fmt: skip
 
 # Beside those of `python -m celestial_backend`: programs made with click, and others.
@@ -370,6 +371,11 @@ def _replacing(command: str, _folder: Path) -> None:
     assert all(option in tested for option in re.findall(r"--[a-z-]+", command))
 
 
+def _probe(command: str, _folder: Path) -> None:
+    """The image asks the same; test_docker.py has what it answers."""
+    assert f"CMD {json.dumps(command.split())}\n" in (REPOSITORY / "Dockerfile").read_text()
+
+
 def _worker_image(command: str, _folder: Path) -> None:
     """It stops as the compose file's worker does, and runs the same command on the same volume."""
     compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["worker"]
@@ -422,6 +428,7 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     'docker compose run --rm -v "$PWD/FOLDER:/pictures:ro" worker python -m celestial_backend connect /pictures '
     '--title "My pictures"': _compose_command,
     **dict.fromkeys(REPLACING, _replacing),
+    "python -m celestial_backend.doctor.health": _probe,
     "docker build -t celestial-backend .": _image,
     "docker run --rm -p 127.0.0.1:9090:9090 -v celestial-state:/data celestial-backend": _image,
     "docker run --rm --init --stop-signal SIGINT --stop-timeout 2100 -v celestial-state:/data celestial-backend "

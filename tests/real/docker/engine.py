@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 SUITE = "trixie"  # bookworm's Docker 20 has no `subpath` of volumes, and its Compose is of another generation
@@ -110,6 +110,7 @@ def _network(undo: ExitStack) -> None:
     run("ip", "netns", "add", NAME)
     undo.callback(run, "ip", "netns", "delete", NAME)
     run("ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", NAME)
+    undo.callback(run, "ip", "link", "delete", LINK)
     run("ip", "address", "add", f"{OUTSIDE}/30", "dev", LINK)
     run("ip", "link", "set", LINK, "up")
     for words in (f"address add {INSIDE}/30 dev eth0", "link set eth0 up", "link set lo up",
@@ -131,7 +132,7 @@ def _started(undo: ExitStack, folder: Path, root: Path) -> Docker:
     # `ip netns exec` would hide the cgroups.
     command = ["nsenter", f"--net=/run/netns/{NAME}", "dockerd", *(f"--{name}={word}" for name, word in words.items())]
     daemon = subprocess.Popen(command, env=docker.environ, stdout=log, stderr=log, start_new_session=True)
-    undo.callback(_ended, daemon)
+    undo.callback(_ended, daemon, folder)
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -144,10 +145,17 @@ def _started(undo: ExitStack, folder: Path, root: Path) -> Docker:
             return docker
 
 
-def _ended(daemon: subprocess.Popen[bytes]) -> None:
+def _ended(daemon: subprocess.Popen[bytes], folder: Path) -> None:
     daemon.send_signal(signal.SIGTERM)  # it ends its containers and its containerd first
     try:
         daemon.wait(90)
     finally:
         if daemon.poll() is None:
             daemon.kill()
+    # What it leaves: mounts, which keep the namespace, and empty cgroups.
+    for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+        if line.split()[1].startswith(f"{folder}/"):
+            run("umount", line.split()[1])
+    for group in sorted(Path("/sys/fs/cgroup").glob(f"**/{NAME}"), reverse=True):
+        with suppress(OSError):
+            group.rmdir()
