@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -172,7 +172,11 @@ def test_annotations_are_those_of_labelled_tasks(label_studio: LabelStudioServer
     counted = ("id", "result", "was_cancelled", "ground_truth", "completed_by", "updated_at")
     whole = [task["annotations"] for task in subject.labelled_tasks()]
     assert [len(each) for each in whole] == [2, 1, 1]
-    assert [[{name: each[name] for name in counted} for each in task] for task in whole] == list(subject.annotations())
+
+    def parts(tasks: Iterable[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+        return [[{name: each[name] for name in counted} for each in task] for task in tasks]
+
+    assert parts(whole) == parts(subject.annotations())
 
 
 # Patience

@@ -52,7 +52,7 @@ class Annotator:
     def create_project(self, title: str, pictures: Sequence[Path], config: str) -> int:
         """Create Project: a name, picture files, a custom template's code; the number of the project, which is open."""
         self.page.goto(f"{self.studio.url}/projects")
-        self.page.get_by_role("button", name=re.compile("Create( new)? project", re.IGNORECASE)).click()
+        self.page.get_by_role("button", name=re.compile("^Create( (new )?project)?$", re.IGNORECASE)).first.click()
         name = self.page.get_by_label("Project Name")
         expect(name).to_have_value(re.compile("New Project"))  # what the dialog proposes, once it is ready
         name.fill(title)
