@@ -23,6 +23,7 @@ from tests.support.label_studio import LabelStudioServer, own_name
 pytestmark = pytest.mark.timeout(900)
 
 UPLOADS = 250
+PEOPLE = "https://labels.example.com/studio"  # a name of Label Studio that nobody knows here
 HEALTH_S, SETUP_S, PREDICT_S = 5.0, 10.0, 100.0  # Label Studio waits 1, 3 and 100; other tests want the processor too
 
 
@@ -185,7 +186,8 @@ def opened(
         yield request.getfixturevalue("connected")
         return
     settings: dict[str, str | Path] = {
-        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_URL": f"{label_studio.url}/projects/1/data?tab=1",  # as it is copied from a browser
+        "LABEL_STUDIO_HOST": PEOPLE,
         "LABEL_STUDIO_API_KEY": "0" * 40 if token == "invalid" else label_studio.personal_access_token,
     }
     if folders:
@@ -202,6 +204,8 @@ def opened(
         pytest.param("uploads", ("legacy", False), id="uploads-over-http-with-a-legacy-token"),
         pytest.param("local files", ("legacy", False), id="local-files-over-http"),
         pytest.param("uploads", ("personal", False), id="uploads-over-http-with-a-personal-access-token"),
+        pytest.param("another name", ("personal", False), id="uploads-under-another-name-over-http"),
+        pytest.param("another name", ("invalid", True), id="uploads-under-another-name-from-label-studios-folder"),
         pytest.param("uploads", ("invalid", True), id="uploads-from-label-studios-folder-without-a-valid-token"),
         pytest.param("local files", ("invalid", True), id="local-files-from-their-folder-without-a-valid-token"),
     ],
@@ -214,6 +218,9 @@ def test_pictures_come_by_every_way_that_the_settings_open(
     project = label_studio.create_project(f"{source}, one way")
     if source == "uploads":
         label_studio.upload(project, pictures[:10])
+    elif source == "another name":
+        known = label_studio.upload(label_studio.create_project("Where the uploads are"), pictures[:10])
+        label_studio.import_tasks(project, [f"{PEOPLE}{address}" for address in known.values()])
     else:
         folder = Path(tempfile.mkdtemp(prefix="Größen & ", dir=label_studio.local_files_root))
         for path in pictures[:10]:
