@@ -366,7 +366,8 @@ class Studio:
         if isinstance(told, dict) and told:
             denial = self._denial(answer.status_code, told, wanted)
             raise (TokenError if answer.status_code in (401, 403) else StudioError)(denial)
-        raise StudioError(f"What answers at {self.place} is not Label Studio. Check LABEL_STUDIO_URL, sub-path included.")
+        strange = f"What answers at {self.place} is not Label Studio."
+        raise StudioError(f"{strange} Check LABEL_STUDIO_URL, sub-path included.")
 
     def _denial(self, status: int, body: object, wanted: str) -> str:
         detail = body.get("detail") if isinstance(body, dict) else None
