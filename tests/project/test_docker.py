@@ -405,6 +405,9 @@ def test_the_backends_name_has_a_dot() -> None:
 def test_label_studio_is_published_to_this_machine_alone_unless_asked() -> None:
     """Anybody who reaches Label Studio can sign up, so other machines are let in on purpose only."""
     assert STUDIO["ports"] == [f"{HERE}:8080:8080"]
+    other = {"LABEL_STUDIO_PORT": "8081"}
+    assert compose(other)["services"]["label-studio"]["ports"] == [f"{HERE}:8081:8080"]
+    assert environment("backend", other)["LABEL_STUDIO_HOST"] == "http://localhost:8081"
     everywhere = compose({"LABEL_STUDIO_ADDRESS": "0.0.0.0"})  # noqa: S104
     assert everywhere["services"]["label-studio"]["ports"] == ["0.0.0.0:8080:8080"]
     assert "ports" not in BACKEND
