@@ -52,7 +52,7 @@ FEW = """
 
 ANY_CASE = """
 <view>
-  <image name="image" VALUE="$image"/>
+  <image name="image" value="$image"/>
   <choices name="body" toName="image" CHOICE="multiple"><choice VALUE="Saturn" ALIAS="ringed"/><CHOICE value="Mars"/>
   </choices>
   <choices name="other" TONAME="image"><choice value="Ring" PREDICTED_VALUES="Saturn"/><choice Value="Mars"/></choices>
