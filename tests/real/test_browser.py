@@ -69,7 +69,8 @@ def test_a_person_gets_pre_selected_choices_and_submits_them(
     tasks = {task["id"]: task for task in label_studio.tasks(project)}
     assert_recorded(tasks[first], backend.model_version, accepted, accepted, origin="prediction")
     assert_recorded(tasks[second], backend.model_version, suggested, [changed], origin="prediction-changed")
-    assert person.refused == [], "Label Studio's page asked for something outside this machine"
+    if not label_studio.is_before("1.23"):  # 1.20.0 asks for Google's tag manager, whatever is set
+        assert person.refused == [], "Label Studio's page asked for something outside this machine"
 
 
 def test_stored_predictions_are_seen_while_the_backend_is_down(

@@ -22,7 +22,15 @@ from celestial_backend.services import Services, build
 from celestial_backend.settings import Settings
 from celestial_backend.studio import project as pending
 from celestial_backend.studio.client import Studio
-from celestial_backend.studio.project import LIVE, Conditions, ImportFailedError, PendingTasks, Rows, read_filter
+from celestial_backend.studio.project import (
+    LIVE,
+    Conditions,
+    ImportFailedError,
+    PendingTasks,
+    Rows,
+    StudioProject,
+    read_filter,
+)
 from tests.support.backend_server import Backends, label_config
 from tests.support.label_studio import LabelStudioServer
 from tests.support.prelabelling import Command, held, project_with, small_pictures
@@ -343,6 +351,14 @@ def test_a_connected_backend_goes_with_the_predictions(
     (shown,) = label_studio.api("GET", f"/api/projects/{project}/next")["predictions"]
     assert shown["model_version"] == version
     assert held(label_studio, project) == dict.fromkeys(tasks, 1)
+    subject = StudioProject(services.studio, str(project), patience_s=0)
+    subject.ask_for_new_tasks()
+    assert label_studio.api("GET", f"/api/projects/{project}")["model_version"] == version
+    assert label_studio.model(project)["title"] == (title or version + LIVE), "as long as no tasks have come"
+    label_studio.import_tasks(project, pictures[:1])
+    subject.ask_for_new_tasks()
+    assert label_studio.api("GET", f"/api/projects/{project}")["model_version"] == (title or version)
+    assert label_studio.model(project)["title"] == (title or version)
 
 
 def test_what_cannot_be_written_down_is_a_sentence(tmp_path: Path) -> None:
