@@ -127,3 +127,17 @@ def test_a_server_that_is_away_is_a_sentence_now_and_then(
         "The queue cannot be reached (it does not answer); it is tried again."
     ]
     assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_worker_writes_each_line_once(tmp_path: Path) -> None:
+    """`huey_consumer` gives Huey a log of its own, beside ours; one that goes to a file was asked for, and stays."""
+    log = logging.getLogger("huey")
+    before, file = log.handlers[:], logging.FileHandler(tmp_path / "log")
+    log.handlers = [logging.StreamHandler(), file]
+    try:
+        make_queue(Settings(model_dir=tmp_path / "state")).create_consumer()
+        assert log.handlers == [file]
+        assert not log.isEnabledFor(logging.INFO)
+    finally:
+        log.handlers = before
+        file.close()
