@@ -156,6 +156,7 @@ def _ended(daemon: subprocess.Popen[bytes], folder: Path) -> None:
     for line in reversed(Path("/proc/mounts").read_text().splitlines()):
         if line.split()[1].startswith(f"{folder}/"):
             run("umount", line.split()[1])
-    for group in sorted(Path("/sys/fs/cgroup").glob(f"**/{NAME}"), reverse=True):
-        with suppress(OSError):
-            group.rmdir()
+    for hierarchy in Path("/sys/fs/cgroup").glob(f"**/{NAME}"):
+        for group in sorted([hierarchy, *filter(Path.is_dir, hierarchy.rglob("*"))], reverse=True):
+            with suppress(OSError):
+                group.rmdir()
