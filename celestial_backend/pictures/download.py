@@ -386,7 +386,7 @@ class Downloader:
         if response.status in REDIRECTS and b"location" in headers:
             return _next(url, headers[b"location"])
         if response.status != 200:
-            kind = LockedError if own and response.status in (401, 403) else FetchError
+            kind = LockedError if own and response.status == 401 else FetchError
             raise kind(self._refusal(url, own, response))
         length = headers.get(b"content-length", "")
         if length.isdecimal():

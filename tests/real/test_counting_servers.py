@@ -64,7 +64,7 @@ def test_tasks_and_their_stages_are_counted(client: FlaskClient) -> None:
     stages = {name: after.value("celestial_stage_seconds_count", stage=name) for name in metrics.STAGES}
     assert stages == {"fetch": 4, "decode": 3, "prepare": 2, "model": 1}
     assert all(after.value("celestial_stage_seconds_sum", stage=name) > 0 for name in metrics.STAGES)
-    causes = {"FetchError": 1, "RequestError": 1, "DecodeError": 1}
+    causes = {"LockedError": 1, "RequestError": 1, "DecodeError": 1}
     for cause, count in causes.items():
         assert after.value("celestial_failures_total", of="task", cause=cause) == count
 

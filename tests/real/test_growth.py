@@ -347,4 +347,4 @@ def test_twenty_failures_are_told_and_the_rest_counted(client: FlaskClient, capl
     answer = client.post("/predict", json={"tasks": tasks, "label_config": label_config()})
     assert answer.json["results"] == [[]] * 500
     assert sum(message.startswith("Task ") for message in caplog.messages) == 20
-    assert "480 more tasks of the request failed: 280 of FetchError, 200 of RequestError" in caplog.messages
+    assert "480 more tasks of the request failed: 280 of LockedError, 200 of RequestError" in caplog.messages

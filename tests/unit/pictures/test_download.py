@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from celestial_backend.errors import FetchError, ForbiddenError, TooLargeError
+from celestial_backend.errors import FetchError, ForbiddenError, LockedError, TooLargeError
 from celestial_backend.pictures import download
 from celestial_backend.pictures.download import Downloader, Guard, origin
 from celestial_backend.settings import Settings
@@ -625,7 +625,8 @@ class TestSentences:
         """What Label Studio 1.23.2 answers becomes its meaning and the setting to change; its own words are quoted."""
         body = f'{{"status_code": {status}, "detail": "{detail}"}}'.encode()
         host.answers[UPLOAD] = (status, {"Content-Type": "application/json"}, body)
-        said = refused(FetchError, at_studio(host, label_studio_api_key=key), f"{host.url}{UPLOAD}")
+        kind = LockedError if status == 401 else FetchError
+        said = refused(kind, at_studio(host, label_studio_api_key=key), f"{host.url}{UPLOAD}")
         assert said.startswith(f"Label Studio answered {status}")
         assert wanted in said
         assert (detail.rstrip(".") in said) == (status != 500)

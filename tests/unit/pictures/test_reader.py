@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 from PIL import Image
 
-from celestial_backend.errors import DecodeError, FetchError, ForbiddenError, ImageError, TooLargeError
+from celestial_backend.errors import DecodeError, FetchError, ForbiddenError, ImageError, LockedError, TooLargeError
 from celestial_backend.pictures import folders
 from celestial_backend.pictures.reader import ImageReader, shown
 from celestial_backend.settings import Settings
@@ -161,7 +161,7 @@ class TestUploads:
 
     def test_no_address(self) -> None:
         """An upload without any place to look for it names the settings."""
-        assert "Set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY" in refused(FetchError, reader(), f"/data/upload/{NAME}")
+        assert "Set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY" in refused(LockedError, reader(), f"/data/upload/{NAME}")
 
     def test_deleted_upload(self, host: PictureHost) -> None:
         """Label Studio's odd 500 for a missing upload is explained, and the value named."""
@@ -270,9 +270,9 @@ class TestOriginals:
         images = reader(data_folder=tmp_path)
         assert len(uploaded) == 100
         assert colour(images, uploaded) == RED
-        refused(FetchError, images, uploaded.replace("/1/", "/12/"))
+        refused(LockedError, images, uploaded.replace("/1/", "/12/"))
         put(tmp_path, "b/" + name.replace(".jpg", "z.jpg"), GREEN)
-        refused(FetchError, reader(data_folder=tmp_path), uploaded)
+        refused(LockedError, reader(data_folder=tmp_path), uploaded)
 
     def test_hashes_are_cut_once(self, tmp_path: Path) -> None:
         """Only Label Studio's own hash is cut off, not one that the original's name starts with."""
@@ -294,7 +294,7 @@ class TestOriginals:
     def test_new_originals(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A picture that is put there later is found when the list has aged."""
         images = reader(data_folder=tmp_path)
-        refused(FetchError, images, "/data/upload/1/00000000-x.png")
+        refused(LockedError, images, "/data/upload/1/00000000-x.png")
         put(tmp_path, "x.png", RED)
         later = folders.time.monotonic() + 3600
         monkeypatch.setattr(folders.time, "monotonic", lambda: later)
