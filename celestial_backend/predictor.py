@@ -24,7 +24,7 @@ from celestial_backend.metrics import MODEL, PREPARE, Metrics
 from celestial_backend.models.classifier import Model
 from celestial_backend.models.store import ModelStore
 from celestial_backend.pictures.reader import ImageReader
-from celestial_backend.settings import NEEDS_LABELS, Settings, project_parts
+from celestial_backend.settings import NEEDS_LABELS, WITHHOLD, Settings, project_parts
 
 _Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Predictor:
         self._images = images
         self._metrics = metrics
         self._batch_size = settings.batch_size
+        self._withholds = settings.unknown == WITHHOLD
         self._bench = Workbench(settings)
         # A picture that is here wants a core, and no thread but one; those that are fetched wait elsewhere.
         self._near = FairPool(max(2, os.cpu_count() or 2), "picture")
@@ -270,24 +271,27 @@ class Predictor:
         model = request.model
         ready = [_pictures_of(task, future, request) for task, future in zip(chunk, inputs, strict=True)]
         rows = [array for prepared in ready if isinstance(prepared, dict) for array in prepared.values()]
-        probabilities: Iterator[Any] = iter(self._probabilities(model, rows) if rows else ())
+        said: Iterator[Any] = iter(self._said(model, rows) if rows else ())
         answers: list[Any] = []
         for task, prepared in zip(chunk, ready, strict=True):
             if not isinstance(prepared, dict):
                 answers.append(prepared)
                 continue
-            row_of = {key: next(probabilities) for key in prepared}
+            said_of = {key: next(said) for key in prepared}
+            row_of, strange_of = ({key: each[part] for key, each in said_of.items()} for part in (0, 1))
             if not all(np.isfinite(row).all() for row in row_of.values()):
                 request.failures.add(task, NOT_FINITE, f"the model {model.tag} gives no finite probabilities")
                 answers.append([])
                 continue
-            result, score = request.choices.prediction(row_of)
+            result, score = request.choices.prediction(row_of, strange_of)
             answers.append({"result": result, "score": score, "model_version": model.tag})
         return answers
 
-    def _probabilities(self, model: Model, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    def _said(self, model: Model, rows: Sequence[NDArray[np.float32]]) -> Iterator[tuple[Any, Any]]:
+        """Of each picture, the probabilities, and how unlike it is to what each head learned."""
         with self._metrics.stage(MODEL):
-            return model.probabilities(np.concatenate(rows))
+            probabilities, strange = model.answers(np.concatenate(rows))
+        return zip(probabilities, strange if self._withholds else np.zeros_like(strange), strict=True)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ MODEL_NAME = "celestial_bodies_classifier_model"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LOG_FORMATS = ("text", "json")
 ON, OFF = ("on", "true", "1", "yes"), ("off", "false", "0", "no")
+WITHHOLD, LABEL = "withhold", "label"  # of CELESTIAL_UNKNOWN
 NEVER = 0  # of CELESTIAL_TRAIN_EVERY: `off`
 PROJECT_MAX = 2**63 - 1  # what a database holds
 NEEDS_LABELS = f"{MODEL_NAME}:needs-labels"  # the version as long as nothing can be predicted; no model has it
@@ -127,6 +128,12 @@ def _switch(text: str) -> bool:
     if text.lower() not in ON + OFF:
         raise ValueError(f"must be one of {', '.join(ON + OFF)}")
     return text.lower() in ON
+
+
+def _unknown(text: str) -> str:
+    if text.lower() not in (WITHHOLD, LABEL):
+        raise ValueError(f"must be {WITHHOLD} or {LABEL}")
+    return text.lower()
 
 
 def _port(text: str) -> int:
@@ -332,6 +339,13 @@ class Settings:
         "A PostgreSQL (`postgresql://user:password@host/name`), which several machines may share; without it, the file"
         " `celestial.db` in the state folder.",
         repr=False,
+    )
+    unknown: str = setting(
+        "CELESTIAL_UNKNOWN",
+        _unknown,
+        WITHHOLD,
+        "What becomes of a picture unlike all that was learned: `withhold` gives it no pre-label and a low score,"
+        " `label` the likeliest choice.",
     )
     train_every: int | None = setting(
         "CELESTIAL_TRAIN_EVERY",

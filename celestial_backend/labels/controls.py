@@ -18,6 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 from celestial_backend.labels.config import CHOICES, TAXONOMY, Choice, Tag, label_of, loose, short, some
 
 DEFAULT_THRESHOLD = 0.5
+UNKNOWN = "__unknown__"  # in predicted_values: the choice for pictures unlike all that was learned
+UNKNOWN_SCORE = 0.01  # of such a picture, at most; below what any choice gets
 NUMBER_MAX_CHARS, ANY_NUMBER = 100, 1e6  # more may be chosen than anybody offers
 UNSURE = (
     'may have another name on the page, or none: from the task, a text inside the tag, alias="" or a condition; write '
@@ -36,6 +38,7 @@ class Columns(NamedTuple):
         learned: The classes are the control's own choices, and no names of a model's maker.
         multiple: Each class has a probability by itself; else all together have 1.
         at_least_one: The best class is said where none of several reaches a half.
+        head: Which of the model's heads gives them.
     """
 
     control: str
@@ -44,6 +47,7 @@ class Columns(NamedTuple):
     learned: bool = True
     multiple: bool = False
     at_least_one: bool = False
+    head: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Control:
         written: Choice -> what stands for it in a region.
         choice_of: Class -> choice, at least one, in the model's order.
         columns: Its classes, and where a row has their probabilities.
+        unknown: The choice for pictures unlike all that was learned (``predicted_values="__unknown__"``), or None.
     """
 
     from_name: str
@@ -72,6 +77,7 @@ class Control:
     written: Mapping[str, Any] = field(hash=False)
     choice_of: Mapping[str, str] = field(hash=False)
     columns: Columns
+    unknown: str | None = None
 
     type: ClassVar[str]  # of its regions, in them the key of its value, and, in lower case, the name of its element
 
@@ -147,7 +153,7 @@ class Control:
         found = map(self.choice_in, given if isinstance(given, list) else ())
         return [choice for choice in found if choice]
 
-    def choose(self, row: Sequence[object]) -> tuple[list[str], float]:
+    def choose(self, row: Sequence[object], strangeness: float = 0.0) -> tuple[list[str], float]:
         """
         Return the choices to predict, best first, none to abstain, and how far to trust them.
 
@@ -156,7 +162,12 @@ class Control:
 
         The trust is the probability of the best choice; where each was learned by itself, the lowest probability
         with which one of them is rightly ticked or rightly not.
+
+        Of a picture unlike all that was learned (a strangeness above 0, at most 1) nothing is predicted but the
+        choice for such, and the trust is next to nothing: the stranger, the less.
         """
+        if strangeness > 0:
+            return [self.unknown] if self.unknown else [], UNKNOWN_SCORE * (1 - strangeness)
         probability_of, without = self._probabilities(row)
         ranked = sorted(probability_of, key=lambda choice: -probability_of[choice])
         least = DEFAULT_THRESHOLD if self.threshold is None else self.threshold

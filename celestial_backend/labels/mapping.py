@@ -37,7 +37,7 @@ from celestial_backend.labels.config import (
     short,
     some,
 )
-from celestial_backend.labels.controls import KIND_OF, Columns, Control, match
+from celestial_backend.labels.controls import KIND_OF, UNKNOWN, Columns, Control, match
 
 Ticked = Mapping[str, Collection[str]]  # control -> choices
 SMALL_CHARS = 100_000  # of a config of which many are remembered; of larger ones, two
@@ -273,13 +273,16 @@ class ChoiceMap:
         """The keys under which a task keeps the pictures, each once, in the config's order; see `values`."""
         return tuple(dict.fromkeys(control.data_key for control in self.controls))
 
-    def prediction(self, probabilities: Mapping[str, Sequence[float]]) -> tuple[list[dict[str, Any]], float]:
+    def prediction(
+        self, probabilities: Mapping[str, Sequence[float]], strangeness: Mapping[str, Sequence[float]] | None = None
+    ) -> tuple[list[dict[str, Any]], float]:
         """
         The regions of one task, and its score.
 
         Args:
             probabilities: Data key -> K probabilities in the order of `classes`; a control
                 whose key is absent says nothing. What is not a number counts as 0.
+            strangeness: Data key -> of each head, how unlike the picture is to what it learned; 0 where it is not told.
 
         Returns:
             One region per control that does not abstain and that the page will show, and the task's score, 0 to 1,
@@ -296,7 +299,8 @@ class ChoiceMap:
                 continue
             if len(row) != len(self.classes):
                 raise ModelError(f"The model gave {len(row)} probabilities for its {len(self.classes)} classes.")
-            said[control.from_name], score_of[control.from_name] = control.choose(row)
+            strange = strangeness[control.data_key][control.columns.head] if strangeness else 0.0
+            said[control.from_name], score_of[control.from_name] = control.choose(row, strange)
         regions = [
             {"id": f"choice-{number}", **control.region(chosen), "score": score_of[control.from_name]}
             for number, control in enumerate(self.controls, 1)
@@ -458,7 +462,8 @@ def _control(tag: Tag, to_name: str, data_key: str, columns: Columns) -> tuple[C
         name: name if name in itself else others[name] for name in columns.classes if name in itself or name in others
     }
     said = set(choice_of.values())
-    unused = [choice for choice in choices if choice not in said]
+    unknown = next((choice.label for choice in offered if UNKNOWN in choice.predicted), None)
+    unused = [choice for choice in choices if choice not in said and choice != unknown]
     if unused:
         remarks.append(f"the choices {some(unused)} are not learned yet" if columns.learned
                        else f"the model never predicts the choices {some(unused)}")
@@ -476,5 +481,5 @@ def _control(tag: Tag, to_name: str, data_key: str, columns: Columns) -> tuple[C
     return kind(
         tag.name, to_name, data_key, most != 1, most, threshold, choices,
         MappingProxyType({choice.label: kind.written_for(choice) for choice in reversed(offered)}),
-        MappingProxyType(choice_of), columns,
+        MappingProxyType(choice_of), columns, unknown,
     ), remarks  # fmt: skip

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from celestial_backend.features import Familiar, unit
 from celestial_backend.labels import Control
 from celestial_backend.learning import heads
 from celestial_backend.learning.comparison import Bench, Verdict, judge
 from celestial_backend.learning.dataset import LEAST_LABELS, Dataset, Example
-from celestial_backend.models.headed import GENERAL, OWN, Head, Space, unit
+from celestial_backend.models.headed import GENERAL, OWN, Head, Space
 from celestial_backend.models.manifest import Fit
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ def teach(
     head = Head(
         control.from_name, choices, best.weights, best.bias, tuple(best.spaces),  # type: ignore[arg-type]
         control.multiple, control.multiple and all(example.choices for example in examples),
+        None if control.multiple else _familiar(control, lessons, best.spaces, choices),
     )  # fmt: skip
     bench = Bench(
         lessons.targets,
@@ -328,6 +330,16 @@ def _doubted(unseen: NDArray[np.floating], lessons: heads.Lessons, count: int) -
         return np.zeros(0, int)
     least = max(SUSPECT, SUSPECT_TIMES * wrong / (len(columns) - 1))
     return np.array([place for place in ranked if said[place, right[place]] < least], int)
+
+
+def _familiar(
+    control: Control, lessons: heads.Lessons, spaces: Sequence[str], choices: Sequence[str]
+) -> Familiar | None:
+    """What all pictures show but those that are labelled as showing nothing of it."""
+    shown = lessons.targets.argmax(axis=1)
+    rows = np.flatnonzero([choices[each] != control.unknown for each in shown])
+    vectors = np.concatenate([lessons.vectors[:, lessons.spaces[name]] for name in spaces], axis=1)
+    return Familiar.of(vectors[rows], shown[rows])
 
 
 def _without(lessons: heads.Lessons, doubted: NDArray[np.integer]) -> heads.Lessons:

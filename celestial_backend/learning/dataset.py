@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from celestial_backend.errors import DecodeError, FetchError, ImageError, NotEnoughDataError, StudioError, TrainingError
-from celestial_backend.features import Embedder, FeatureCache, digest, rounded
+from celestial_backend.features import Embedder, FeatureCache, digest, rounded, unit
 from celestial_backend.labels import ChoiceMap, Control, value_of
 from celestial_backend.learning.votes import ACCEPTED, TIE, Choices, Consensus, Vote, agree, contested, votes_of
-from celestial_backend.models.headed import SAID, unit
+from celestial_backend.models.headed import SAID
 from celestial_backend.models.manifest import Counts, Unreadable
 from celestial_backend.studio.client import moment
 

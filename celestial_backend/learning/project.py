@@ -19,7 +19,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from celestial_backend.errors import ModelError, ModelLoadError, NotEnoughDataError
-from celestial_backend.features import Embedder
+from celestial_backend.features import Embedder, unit
 from celestial_backend.labels import ChoiceMap, Control, Vocabulary
 from celestial_backend.learning.control import Champion, Kept, Lesson, Vectors, teach
 from celestial_backend.learning.dataset import (
@@ -36,7 +36,7 @@ from celestial_backend.learning.dataset import (
 from celestial_backend.models import headed
 from celestial_backend.models.classifier import Classifier, NetworkFeatures, Said
 from celestial_backend.models.embedders import open_embedder
-from celestial_backend.models.headed import GENERAL, OWN, SAID, Head, HeadsModel, Space, unit
+from celestial_backend.models.headed import GENERAL, OWN, SAID, Head, HeadsModel, Space
 from celestial_backend.models.manifest import PASSED, REFUSED, Counts, Manifest, Taught
 from celestial_backend.models.registry import Described
 from celestial_backend.models.store import ModelStore

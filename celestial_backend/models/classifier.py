@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from celestial_backend.errors import ModelError, ModelLoadError
+from celestial_backend.features import Familiar, unit
 from celestial_backend.labels import Vocabulary, short, some
 from celestial_backend.models.embedders import prepared
 from celestial_backend.models.passes import SharedPasses, flat, rows_of
 from celestial_backend.models.saved import CUSTOM, Saved, cause, of_type, traced
 from celestial_backend.pictures.hooks import Postprocess, Preprocess
 from celestial_backend.planets import network as planets
+from celestial_backend.planets import replay
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +63,12 @@ class Model(Protocol):
     def prepare(self, picture: Image.Image, key: bytes | None = None) -> NDArray[np.float32]:
         """One picture as `probabilities` takes it, with a batch axis of 1; from now on known by its key."""
 
-    def probabilities(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Shape (N, K); row i belongs to ``batch[i]``."""
+    def answers(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """
+        Probabilities, shape (N, K), and of each head how unlike a picture is to what it learned, shape (N, heads).
+
+        Row i belongs to ``batch[i]``. A network counts as one head.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Parts:
         postprocess: The network's output for one picture to its named probabilities.
         custom: All custom objects, by name; none for a model of ours.
         independent: Several classes may hold at once.
+        familiar: What it has learned, by the features of its last layer; None where that is not known.
     """
 
     tag: str
@@ -85,6 +92,7 @@ class Parts:
     postprocess: Callable[[Any], Any]
     custom: Mapping[str, Any] = field(default_factory=dict)
     independent: bool = False
+    familiar: Familiar | None = None
 
 
 class Classifier:
@@ -105,12 +113,14 @@ class Classifier:
         self.tag = parts.tag
         self.network = parts.network
         self._preprocess = parts.preprocess
-        forward = traced(parts.network)
+        self._familiar = parts.familiar
+        forward = traced(parts.network if parts.familiar is None else _with_features(parts.network))
         self._forward = SharedPasses(forward)
         probe = prepared(self.tag, parts.preprocess, Image.new("RGB", (128, 128)))
         self.input_shape = probe.shape[1:]
         probes = [probe, self._alike(prepared(self.tag, parts.preprocess, _noise()))]
-        self._answers = _Answers(parts, _outputs(self.tag, forward, np.concatenate(probes)))
+        outputs = _outputs(self.tag, forward, np.concatenate(probes))
+        self._answers = _Answers(parts, outputs if self._familiar is None else outputs[0])
         self.classes = self._answers.classes
         self.vocabulary = Vocabulary(self.classes)
 
@@ -155,7 +165,20 @@ class Classifier:
         Raises:
             ModelError: `postprocess` failed, or gave something else than probabilities of these classes.
         """
-        return self._answers.rows(self._forward(batch), len(batch))
+        return self.answers(batch)[0]
+
+    def answers(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """
+        What `probabilities` gives, and how unlike pictures are to what it learned, shape (N, 1): 0 if it cannot tell.
+
+        Raises:
+            ModelError: As for `probabilities`.
+        """
+        outputs = self._forward(batch)
+        if self._familiar is None:
+            return self._answers.rows(outputs, len(batch)), np.zeros((len(batch), 1))
+        outputs, features = outputs
+        return self._answers.rows(outputs, len(batch)), self._familiar.strangeness(unit(features))[:, None]
 
 
 class _Answers:
@@ -394,7 +417,7 @@ def read_parts(tag: str, folder: Path) -> Parts:
     saved = check_files(tag, folder)
     own = own_hooks(saved)
     if own is not None:
-        return Parts(tag, saved.network({}), *own)
+        return Parts(tag, saved.network({}), *own, familiar=replay.familiar(tag))
     custom = saved.custom_objects()
     missing = [name for name in HOOKS if not callable(custom.get(name))]
     if missing:
@@ -464,6 +487,13 @@ def _no_hooks(tag: str, missing: Sequence[str]) -> str:
 def _noise() -> Image.Image:
     """A picture that is unlike the other probe, and the same each time."""
     return Image.fromarray(np.random.default_rng(1).integers(0, 256, (128, 128, 3), np.uint8))
+
+
+def _with_features(network: Any) -> Any:
+    """The same network, that also gives what its last layer makes its numbers from."""
+    import keras
+
+    return keras.Model(network.inputs, [network.output, network.layers[-1].input])
 
 
 def _outputs(tag: str, forward: Callable[[NDArray[np.float32]], Any], probes: NDArray[np.float32]) -> Any:

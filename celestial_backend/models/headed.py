@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from celestial_backend.errors import ModelLoadError
-from celestial_backend.features import Embedder, FeatureCache, digest, rounded
+from celestial_backend.features import Embedder, Familiar, FeatureCache, digest, rounded, unit
 from celestial_backend.labels import Columns, Vocabulary, short
 from celestial_backend.models.classifier import HEADS_FILE as ABOUT
 from celestial_backend.models.classifier import Classifier, NetworkFeatures, Said
@@ -46,6 +46,7 @@ class Head:
         spaces: Whose vectors; none where the base network itself answers, and then there are no weights.
         multiple: Each choice has a probability by itself; else they have 1 together.
         at_least_one: The best choice is said where none of several reaches a half.
+        familiar: What it has learned; None where it cannot tell what is unlike that.
     """
 
     control: str
@@ -55,6 +56,7 @@ class Head:
     spaces: tuple[Space, ...] = (GENERAL,)
     multiple: bool = False
     at_least_one: bool = False
+    familiar: Familiar | None = None
 
     @classmethod
     def of_network(cls, control: str, classes: Sequence[str]) -> Head:
@@ -83,6 +85,10 @@ class Head:
             return np.asarray(np.exp(-np.logaddexp(0, -logits)))
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+    def strangeness(self, given: NDArray[np.float32]) -> NDArray[np.float64]:
+        """How unlike pictures are to what it has learned, shape (N,): 0 for all where it cannot tell."""
+        return np.zeros(len(given)) if self.familiar is None else self.familiar.strangeness(given)
 
 
 class HeadAbout(Struct, forbid_unknown_fields=True):
@@ -119,7 +125,9 @@ def vocabulary(heads: Sequence[Head] | Sequence[HeadAbout]) -> Vocabulary:
     for head in heads:
         start = sum(len(each.classes) for each in own)
         learned = bool(head.spaces)
-        own.append(Columns(head.control, start, tuple(head.classes), learned, head.multiple, head.at_least_one))
+        own.append(
+            Columns(head.control, start, tuple(head.classes), learned, head.multiple, head.at_least_one, len(own))
+        )
     return Vocabulary((), tuple(own))
 
 
@@ -200,16 +208,15 @@ class HeadsModel:
         """
         return np.concatenate([head.probabilities(batch[:, columns]) for head, columns in self._asked], axis=1)
 
+    def answers(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What `probabilities` gives; and of each head how unlike a picture is to what it learned, shape (N, heads)."""
+        strange = np.stack([head.strangeness(batch[:, columns]) for head, columns in self._asked], axis=1)
+        return self.probabilities(batch), strange
+
     def _row(self, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         named = zip(self.sources, vectors, strict=True)
         parts = [vector[None] if name == SAID else unit(vector[None]) for name, vector in named]
         return np.concatenate(parts, axis=1)
-
-
-def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors of length 1, shape (N, D), in the same directions; heads are learned on such."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
 
 
 def save(
@@ -238,6 +245,8 @@ def save(
         if head.spaces:
             arrays |= {f"weights_{number}": np.asarray(head.weights, np.float32),
                        f"bias_{number}": np.asarray(head.bias, np.float32)}  # fmt: skip
+        if head.familiar is not None:
+            arrays |= {f"familiar_{number}_{name}": array for name, array in head.familiar.arrays().items()}
     np.savez(folder / ARRAYS, **arrays)
     about = msgspec.json.encode(About(kinds, embedder, base))
     (folder / ABOUT).write_bytes(msgspec.json.format(about, indent=1) + b"\n")
@@ -352,8 +361,13 @@ def _head(arrays: Mapping[str, Any], number: int, about: HeadAbout) -> Head:
     if about.kind == "network":
         return Head.of_network(about.control, about.classes)
     weights, bias = (np.asarray(arrays[f"{name}_{number}"], np.float32) for name in ("weights", "bias"))
-    spaces = tuple(about.spaces)
-    return Head(about.control, tuple(about.classes), weights, bias, spaces, about.multiple, about.at_least_one)
+    mine = f"familiar_{number}_"
+    of_familiar = {name.removeprefix(mine): arrays[name] for name in arrays if name.startswith(mine)}
+    familiar = Familiar.from_arrays(of_familiar, len(weights)) if of_familiar else None
+    return Head(
+        about.control, tuple(about.classes), weights, bias, tuple(about.spaces), about.multiple, about.at_least_one,
+        familiar,
+    )  # fmt: skip
 
 
 def _damaged(tag: str, name: str, why: str) -> ModelLoadError:

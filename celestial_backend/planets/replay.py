@@ -18,15 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from celestial_backend.features import Embedder
+from celestial_backend.features import Embedder, Familiar, Nearest, unit
 from celestial_backend.pictures.hooks import Postprocess, Preprocess
 from celestial_backend.planets import network
 from celestial_backend.planets.augment import augment
-from celestial_backend.planets.examples import Example
+from celestial_backend.planets.examples import Example, rendered
 from celestial_backend.settings import MODEL_NAME
 
 FILE = Path(__file__).with_name("default_model") / "features.npz"
 EACH = 40  # pictures of a class
+DRAWN_EACH = 150  # drawn pictures of a class, beside all the others: what the model must not take for unknown
 COPIES = 2  # changed copies of each picture
 SEED = 31
 
@@ -64,6 +65,15 @@ def load(names: Mapping[str, str]) -> Replay | None:
         )
 
 
+def familiar(tag: str) -> Familiar | None:
+    """What the model with this tag has learned, if it is the default model; by the features of its last layer."""
+    with np.load(FILE, allow_pickle=False) as file:
+        if str(file["own_name"]) != tag:
+            return None
+        measure = Nearest(unit(_unpacked(file, "familiar")), file["familiar_reach"])
+        return Familiar(measure, *map(float, file["familiar_limits"]))
+
+
 def make(folder: Path, examples: Sequence[Example], embedder: Embedder) -> None:
     """
     Write the sample for the model in a folder, beside it.
@@ -82,11 +92,23 @@ def make(folder: Path, examples: Sequence[Example], embedder: Embedder) -> None:
     ]
     arrays: dict[str, Any] = {"classes": np.array([example.class_name for example in chosen])}
     general = _Space("general", embedder.name, lambda picture: embedder.vectors(embedder.prepare(picture))[0])
-    for space in (general, *_spaces_of(folder)):
+    own, said = _spaces_of(folder)
+    for space in (general, own, said):
         arrays[f"{space.kind}_name"] = np.array(space.name)
         arrays |= _packed(space.kind, np.stack([space.vector(picture) for picture in pictures]))
         arrays |= _packed(f"{space.kind}_copies", np.stack([space.vector(picture) for picture in changed]))
+    drawn = rendered(sorted({example.class_name for example in examples}), DRAWN_EACH, SEED)
+    arrays |= _familiar(own, [example.load() for example in examples], [example.load() for example in drawn])
     np.savez_compressed(folder / FILE.name, **arrays)
+
+
+def _familiar(own: _Space, pictures: Sequence[Image.Image], drawn: Sequence[Image.Image]) -> dict[str, Any]:
+    """Arrays for `familiar`; drawn pictures differ more among themselves than the others do."""
+    packed = _packed("familiar", np.stack([own.vector(picture) for picture in (*pictures, *drawn)]))
+    groups = np.repeat([0, 1], [len(pictures), len(drawn)])
+    found = Familiar.nearest(unit(_unpacked(packed, "familiar")), groups)
+    reach = found.measure.reach if isinstance(found.measure, Nearest) else np.ones(0)
+    return packed | {"familiar_reach": reach, "familiar_limits": np.array([found.limit, found.usual])}
 
 
 class _Space(NamedTuple):
