@@ -34,6 +34,8 @@ from celestial_backend.web.app import create_app
 from celestial_backend.web.backend import CelestialBodiesBackend
 from tests.support.backend_server import BODIES, label_config
 from tests.support.colours import Colours, png
+from tests.support.new_bodies import NEW_BODIES, render_new
+from tests.support.shapes import data_uri
 
 MARS_ONLY = label_config(["Mars", "Moon base"])
 PROJECT = "7.1795374408"
@@ -123,13 +125,13 @@ def test_no_batch_is_answered_by_two_models(services: Services, monkeypatch: pyt
     client = create_app(build(replace(services.settings, batch_size=2))).test_client()
     shared = setup(client).json["model_version"]
     tag = kept_in_store(services, "0badcafe")
-    asked = Classifier.probabilities
+    asked = Classifier.answers
 
-    def published_meanwhile(self: Classifier, batch: np.ndarray) -> np.ndarray:
+    def published_meanwhile(self: Classifier, batch: np.ndarray) -> Any:
         services.store.publish("7", tag)
         return asked(self, batch)
 
-    monkeypatch.setattr(Classifier, "probabilities", published_meanwhile)
+    monkeypatch.setattr(Classifier, "answers", published_meanwhile)
     assert {one["model_version"] for one in predict(client, tasks_of(BODIES)).json["results"]} == {shared}
     assert {one["model_version"] for one in predict(client, tasks_of(BODIES)).json["results"]} == {tag}
 
@@ -167,6 +169,25 @@ def test_the_score_is_the_models_own_probability(client: FlaskClient, services: 
     other = predict(client, tasks_of(["Mars"]), label_config(["Venus", "Earth"])).json["results"][0]
     assert other["result"] == [], "it is neither"
     assert other["score"] == pytest.approx(max(row[model.classes.index(name)] for name in ("Venus", "Earth")), abs=1e-6)
+
+
+def test_bodies_that_the_default_model_never_saw_get_no_pre_label(services: Services) -> None:
+    """Unless the operator wants one; those that it knows keep theirs, each with a higher score than any of those."""
+    pictures = [data_uri(render_new(name, 7)) for name in NEW_BODIES]
+    new = [{"id": 200 + place, "data": {"image": picture}} for place, picture in enumerate(pictures)]
+    for unknown, ticked in (("withhold", 0), ("label", len(NEW_BODIES))):
+        given = (replace(services.settings, unknown=unknown), services.store, services.images, services.metrics)
+        predictor = Predictor(*given)
+        answers = predictor.predict([*tasks_of(BODIES), *new], label_config())
+        known, strange = answers[: len(BODIES)], answers[len(BODIES) :]
+        assert sum(bool(each["result"]) for each in strange) == ticked
+        assert all(each["result"] for each in known)
+        if not ticked:
+            assert max(each["score"] for each in strange) < min(each["score"] for each in known)
+            choice = '<Choice value="Other" predicted_values="__unknown__"/></Choices>'
+            other = label_config().replace("</Choices>", choice)
+            results = [each["result"] for each in predictor.predict(new, other)]
+            assert [result[0]["value"]["choices"] for result in results] == [["Other"]] * len(new)
 
 
 def test_two_pictures_of_a_task_are_each_looked_at(client: FlaskClient) -> None:
@@ -265,12 +286,12 @@ def test_a_model_that_gives_no_numbers_stores_nothing(
 ) -> None:
     """A row of NaN would lose Label Studio's whole batch; it becomes `[]`."""
 
-    def probabilities(self: Classifier, batch: np.ndarray) -> np.ndarray:
+    def answers(self: Classifier, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.full((len(batch), len(self.classes)), 0.1)
         rows[0] = np.nan
-        return rows
+        return rows, np.zeros((len(batch), 1))
 
-    monkeypatch.setattr(Classifier, "probabilities", probabilities)
+    monkeypatch.setattr(Classifier, "answers", answers)
     results = predict(client, tasks_of(["Venus", "Mars"])).json["results"]
     assert results[0] == []
     assert results[1]["score"] == pytest.approx(0.1)
@@ -518,13 +539,13 @@ def test_a_webhook_gets_through_basic_auth_with_a_header(services: Services) -> 
 def test_batch_size_bounds_the_forward_pass(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """CELESTIAL_BATCH_SIZE pictures go through the network at once, and no more."""
     sizes: list[int] = []
-    plain = Classifier.probabilities
+    plain = Classifier.answers
 
-    def counted(self: Classifier, batch: np.ndarray) -> np.ndarray:
+    def counted(self: Classifier, batch: np.ndarray) -> Any:
         sizes.append(len(batch))
         return plain(self, batch)
 
-    monkeypatch.setattr(Classifier, "probabilities", counted)
+    monkeypatch.setattr(Classifier, "answers", counted)
     for size, expected in ((4, [4, 4, 2]), (64, [10])):
         sizes.clear()
         client = create_app(build(replace(settings, batch_size=size))).test_client()

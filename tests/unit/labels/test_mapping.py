@@ -829,3 +829,37 @@ def test_learning_needs_a_config_with_choices(label_config: str) -> None:
     """What cannot be served cannot be learned from."""
     with pytest.raises(LabelConfigError, match=r"not readable XML|has no Choices on an Image that the model can serve"):
         ChoiceMap.for_learning(label_config)
+
+
+UNKNOWN = config('value="Mars"', 'value="Moon"', 'value="Other" predicted_values="none, __unknown__"')
+
+
+@pytest.mark.parametrize(
+    ("label_config", "ticked"),
+    [
+        pytest.param(values("Mars", "Moon"), [], id="no choice for it"),
+        pytest.param(UNKNOWN, ["Other"], id="a choice for it"),
+        pytest.param(UNKNOWN.replace("<Choices ", '<Choices choice="multiple" '), ["Other"], id="several choices"),
+    ],
+)
+def test_a_picture_unlike_all_that_was_learned_gets_the_choice_for_such(label_config: str, ticked: list[str]) -> None:
+    """Or none; and a score below that of any other picture, the stranger the lower."""
+    choice_map, scores = ChoiceMap.from_config(label_config, CLASSES), []
+    assert not any("Other" in warning for warning in choice_map.warnings), "no model can say it, and none need to"
+    for strangeness in (0.1, 1.0):
+        result, score = choice_map.prediction({"image": (0.01, 0.98, 0.01)}, {"image": [strangeness]})
+        assert [choice for region in result for choice in region["value"]["choices"]] == ticked
+        scores.append(score)
+    assert 0.01 > scores[0] > scores[1] >= 0
+    assert chosen(label_config, 0.01, 0.98, 0.01) == (["Mars"], 0.98), "a picture that is known is not concerned"
+
+
+def test_what_one_head_has_not_learned_another_may_know() -> None:
+    """Each control is about what its own head learned."""
+    label_config = f"<View>{IMAGE}" + "".join(
+        f'<Choices name="{name}" toName="image"><Choice value="a"/><Choice value="b"/></Choices>' for name in "xy"
+    ) + "</View>"
+    own = (Columns("x", 0, ("a", "b"), head=0), Columns("y", 2, ("a", "b"), head=1))
+    choice_map = ChoiceMap.from_config(label_config, (), own)
+    result, _ = choice_map.prediction({"image": (0.9, 0.1, 0.2, 0.8)}, {"image": [0.4, 0]})
+    assert [(region["from_name"], region["value"]["choices"]) for region in result] == [("y", ["b"])]

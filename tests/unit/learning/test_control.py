@@ -117,6 +117,25 @@ def test_a_controls_own_choices_are_learned(shop: Shop) -> None:
     assert lesson.fit.kept == lesson.fit.too_few == {}
 
 
+def test_a_kind_that_nobody_labelled_is_strange_to_the_head(shop: Shop) -> None:
+    """And so is what was labelled as nothing of it, though the head learns that choice like the others."""
+    lesson = taught(shop, shop.labelled(20, 20, 20, 20))
+    strange = strangeness_of(shop, lesson)
+    assert (strange[4] > 0).mean() > 0.9
+    assert (np.concatenate(strange[:4]) > 0).mean() < 0.1
+    other = label_config(CHOICES).replace('"skirt"', '"skirt" predicted_values="__unknown__"')
+    (found,) = ChoiceMap.for_learning(other).controls
+    lesson = teach(found, shop.data(shop.labelled(20, 20, 20, 20, 20)), Champion()) or lesson
+    assert "skirt" in lesson.head.classes
+    assert (strangeness_of(shop, lesson)[4] > 0).mean() > 0.9
+
+
+def strangeness_of(shop: Shop, lesson: Lesson) -> list[NDArray[np.float64]]:
+    """By kind, of the pictures that no label shows."""
+    last = [np.stack([shop.vectors[picture(kind, number)] for number in range(20, shop.each)]) for kind in range(5)]
+    return [lesson.head.strangeness(rows) for rows in last]
+
+
 def test_a_choice_with_one_label_is_told(shop: Shop) -> None:
     """It is not learned, and its label does not count."""
     lesson = taught(shop, shop.labelled(8, 8, 1, 1))

@@ -6,6 +6,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 from celestial_backend.errors import ModelLoadError
-from celestial_backend.features import FeatureCache
-from celestial_backend.models.headed import ARRAYS, GENERAL, Head, HeadsModel, read_about, save, unit
+from celestial_backend.features import Familiar, FeatureCache, unit
+from celestial_backend.models.headed import ARRAYS, GENERAL, Head, HeadsModel, read_about, save
 from celestial_backend.models.manifest import Manifest
 from tests.support import colours
 from tests.support.colours import Colours, plain, png
@@ -63,6 +64,24 @@ def test_what_was_saved_says_the_same(folder: Path, cache: FeatureCache) -> None
     assert [(own.control, own.start, own.classes, own.multiple) for own in after.vocabulary.own] == [
         ("kind", 0, ("apple", "leaf", "sky"), False), ("flaws", 3, ("hot", "cold"), True)
     ]  # fmt: skip
+
+
+def test_what_a_head_has_learned_is_saved_with_it(tmp_path: Path, cache: FeatureCache) -> None:
+    """A colour that is none of those is strange to it, and to no other head."""
+    shades = [(255, green, blue) for green in range(0, 60, 8) for blue in range(0, 60, 12)]
+    shades += [(green, blue, 255) for _, green, blue in shades]
+    vectors = np.concatenate([unit(Colours().vectors(Colours().prepare(plain(each)))) for each in shades])
+    familiar = Familiar.of(vectors, np.arange(len(shades)) // (len(shades) // 2))
+    assert familiar is not None
+    save(tmp_path, [replace(KIND, familiar=familiar), FLAWS], "colours-1")
+    model = opened(tmp_path, cache)
+    rows, strange = model.answers(np.concatenate([model.prepare(plain(each)) for each in ("red", "blue", "lime")]))
+    assert rows == pytest.approx(said(model, "red", "blue", "lime"))
+    assert (strange > 0).tolist() == [[False, False], [False, False], [True, False]]
+    with np.load(tmp_path / ARRAYS) as arrays:
+        np.savez(tmp_path / ARRAYS, **{name: array for name, array in arrays.items() if name != "familiar_0_numbers"})
+    with pytest.raises(ModelLoadError, match=f"The file {ARRAYS} of .* is damaged"):
+        opened(tmp_path, cache)
 
 
 def test_files_hold_numbers_and_plain_text_alone(folder: Path) -> None:
