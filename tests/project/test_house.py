@@ -57,7 +57,7 @@ OWNERS = {
     "click": {"commands", "planets"},
     "rich": {"commands", "planets"},
     "cleanlab": {"learning"},
-    "scipy": {"learning"},
+    "scipy": {"learning", "features"},
     "sklearn": {"learning"},
     "ai_edge_litert": {"features"},
     "flatbuffers": {"features"},

@@ -62,6 +62,12 @@ def files_of_the_checkout() -> list[str]:
     return [name for name in listed if (REPOSITORY / name).is_file()]
 
 
+def test_what_programs_leave_behind_is_no_part_of_it() -> None:
+    """The databases, logs and copies that come about where the backend and its tests are run."""
+    left = {".db", ".sqlite3", ".log", ".pyc", ".orig", ".rej", ".whl", ".bentomodel"}
+    assert [name for name in files_of_the_checkout() if Path(name).suffix in left] == []
+
+
 def asked_for() -> list[Requirement]:
     lines = [line.split("#")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text().splitlines()]
     return [Requirement(line) for line in lines if line]
