@@ -59,6 +59,8 @@ ASKED = {"User-Agent": "celestial-backend", "Accept": "*/*", "Accept-Encoding": 
 GZIP, DEFLATE = ("gzip", "x-gzip"), "deflate"
 GZIP_START = b"\x1f\x8b"
 PACKINGS_MAX = 4  # of one file, each in the other
+MEMBERS_MAX = 10_000  # of one gzip file, one behind the other; programs write one for 64 kilobytes
+PART = 1 << 16  # bytes that are given to zlib at once
 PIECE = 1 << 20  # bytes that are unpacked at once
 MAX_REDIRECTS = 5
 MAX_IDLE_CONNECTIONS = 32
@@ -273,7 +275,7 @@ class Downloader:
             answer = self._hop(url, own, deadline)
             if isinstance(answer, bytes):
                 return answer
-            if own and not self.is_studio(answer) and self.is_picture_of_studio(answer):
+            if own and not self.is_studio(answer) and self._is_same_picture(url, answer):
                 raise FetchError(
                     f"Label Studio answers that it has moved to {shown_host(answer)}, and the token is not sent there."
                     " If Label Studio is there, set LABEL_STUDIO_URL to it."
@@ -308,6 +310,10 @@ class Downloader:
             if place and known and _machine(place) == _machine(known) and urlsplit(url).path.startswith(path):
                 return studio_path(urlsplit(url)) is not None
         return False
+
+    def _is_same_picture(self, url: str, answer: str) -> bool:
+        """Whether Label Studio sends to itself under another name, and not to a storage beside it."""
+        return self.is_picture_of_studio(answer) and studio_path(urlsplit(answer)) == studio_path(urlsplit(url))
 
     def _picture_of_studio(self, url: str) -> str:
         """An address in Label Studio as it is asked for, if a picture may lie there."""
@@ -463,23 +469,23 @@ def unpacked(data: bytes, encoding: str, check_size: Callable[[int], None]) -> b
 def _inflated(data: bytes, name: str, check_size: Callable[[int], None]) -> bytes:
     gzip, found = name in GZIP, bytearray()
     has_head = gzip or (data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2]) % 31 == 0)  # some leave it out
-    window = (zlib.MAX_WBITS if has_head else -zlib.MAX_WBITS) + 16 * gzip
+    window, at = (zlib.MAX_WBITS if has_head else -zlib.MAX_WBITS) + 16 * gzip, 0
     try:
-        while gzip or not found:
+        for _ in range(MEMBERS_MAX):
             packed = zlib.decompressobj(window)
             while not packed.eof:
-                piece = packed.decompress(data, PIECE)
-                data = packed.unconsumed_tail
+                part = data[at : at + PART]  # zlib copies what it leaves over
+                piece = packed.decompress(part, PIECE)
+                at += len(part) - len(packed.unconsumed_tail) - len(packed.unused_data)
                 found += piece
                 check_size(len(found))
-                if not (piece or data or packed.eof):
+                if not (piece or part or packed.eof):
                     raise FetchError(f"it comes packed with {name}, and is cut off. Upload it again.")
-            data = packed.unused_data
-            if not data.startswith(GZIP_START):  # several in a row are one file
-                break
+            if not (gzip and data.startswith(GZIP_START, at)):  # several in a row are one file
+                return bytes(found)
     except zlib.error as error:
         raise FetchError(f"it comes packed with {name}, and is damaged. Upload it again.") from error
-    return bytes(found)
+    raise FetchError(f"it comes packed with {name}, in more than {MEMBERS_MAX} parts. Have its host send it as it is.")
 
 
 @cache

@@ -279,6 +279,16 @@ class TestToken:
         assert host.authorizations() == [f"Token {TOKEN}"]
         assert other.authorizations() == [None, None]
 
+    def test_a_storage_beside_label_studio_is_none_of_its_names(self, host: PictureHost, other: PictureHost) -> None:
+        """It has the same host, and a bucket may have any name; only what was asked for, elsewhere, is Label Studio."""
+        asked, bucket = "/tasks/1/resolve/?fileuri=x", "/upload/a.jpg?signature=1"
+        host.answers |= {asked: redirect(f"{other.url}{bucket}", 303), UPLOAD: redirect(f"{other.url}{UPLOAD}", 301)}
+        other.answers[bucket] = b"here"
+        studio = at_studio(host, allowed_hosts=("127.0.0.1",))
+        assert studio.get(f"{host.url}{asked}") == b"here"
+        assert "has moved to" in refused(FetchError, studio, f"{host.url}{UPLOAD}")
+        assert other.authorizations() == [None]
+
     @pytest.mark.parametrize("path", [UPLOAD, "/api/tasks/1/", "/b.jpg"])
     def test_a_stranger_cannot_spend_it(self, host: PictureHost, other: PictureHost, path: str) -> None:
         """An address elsewhere that redirects to Label Studio leads nowhere: nothing is asked there."""
@@ -697,6 +707,7 @@ class TestPacked:
             pytest.param("GZIP", gzip.compress(PICTURE), id="upper case"),
             pytest.param("x-gzip", gzip.compress(PICTURE), id="its old name"),
             pytest.param("gzip", gzip.compress(PICTURE[:50]) + gzip.compress(PICTURE[50:]), id="two in a row"),
+            pytest.param("gzip", gzip.compress(PICTURE[:-900]) + gzip.compress(b"\0") * 900, id="hundreds in a row"),
             pytest.param("gzip", gzip.compress(PICTURE) + bytes(9), id="filled up"),
             pytest.param("deflate", zlib.compress(PICTURE), id="deflate"),
             pytest.param("deflate", packed_raw(PICTURE), id="deflate without a head"),
@@ -724,6 +735,7 @@ class TestPacked:
             pytest.param("br, gzip", gzip.compress(b"\x0b\x02\x80\xff"), "packed as 'br, gzip'", id="inside"),
             pytest.param("gzip", gzip.compress(PICTURE)[:-20], "packed with gzip, and is cut off", id="cut off"),
             pytest.param("deflate", b"\x78\x9c\xff\xff", "packed with deflate, and is damaged", id="damaged"),
+            pytest.param("gzip", gzip.compress(b"") * 1_000_000, "in more than 10000 parts", id="a million in a row"),
             pytest.param("gzip, " * 5, gzip.compress(b"\xff\0" * 9), "packed as 'gzip, gzip", id="too often"),
         ],
     )
