@@ -411,9 +411,8 @@ class Settings:
 
     def digests(self, salt: str) -> dict[str, str]:
         """By variable what tells whether another process has the same value, and not which; without passwords."""
-        place = urlsplit(self.database_url or "")
         values = {field.metadata["variable"]: getattr(self, field.name) for field in fields(self)}
-        values |= {"CELESTIAL_DATABASE_URL": (place.scheme, place.netloc.rpartition("@")[2], place.path)}
+        values |= {"CELESTIAL_DATABASE_URL": re.sub(r"//[^@]*@|\?.*", "", self.database_url or "")}
         return {
             variable: hashlib.sha256(f"{salt}\n{variable}\n{value}".encode()).hexdigest()[:16]
             for variable, value in values.items()
@@ -459,7 +458,9 @@ class Settings:
 
     def reconnected(self) -> Settings:
         """These settings with Label Studio's address and token as they are now, where `connect` was given others."""
-        now = Settings.from_environ({**os.environ, "MODEL_DIR": str(self.model_dir)})
+        told = ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY")  # of the others some may be arguments of this process
+        environ = {name: os.environ[name] for name in told if name in os.environ}
+        now = Settings.from_environ({**environ, "MODEL_DIR": str(self.model_dir)})
         return replace(self, label_studio_url=now.label_studio_url, label_studio_api_key=now.label_studio_api_key)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,29 @@ def test_a_token_that_was_given_stands_in_for_the_variables(
     for text in ("", "[]", '{"url": 1}', '{"url": "no address", "token": "given"}'):
         file.write_text(text)
         assert Settings.from_environ({"MODEL_DIR": str(tmp_path)}).label_studio_api_key is None
+
+
+def test_another_token_changes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may have got settings as arguments, beside variables that alone are none."""
+    monkeypatch.setenv("BASIC_AUTH_PASS", "secret")
+    started = Settings.from_environ({"MODEL_DIR": str(tmp_path), "BASIC_AUTH_USER": "me", "BASIC_AUTH_PASS": "secret"})
+    (tmp_path / "label-studio.json").write_text('{"url": "http://ls:8080", "token": "given"}')
+    told = {"label_studio_url": "http://ls:8080", "label_studio_api_key": "given"}
+    assert started.reconnected() == replace(started, **told)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "mine")
+    assert started.reconnected().label_studio_api_key == "mine"
+
+
+@pytest.mark.parametrize("password", ["p[ss", "p/ss", "p?ss", "p#ss", ""])
+def test_no_digest_is_made_of_a_password(password: str) -> None:
+    """Whatever signs it has; two that differ in it alone are the same."""
+    one, other = (
+        Settings.from_environ({"CELESTIAL_DATABASE_URL": f"postgresql://studio:{each}@db:5432/studio"}).digests("x")
+        for each in (password, "another")
+    )
+    assert one == other
+    elsewhere = Settings.from_environ({"CELESTIAL_DATABASE_URL": f"postgresql://studio:{password}@db:5432/other"})
+    assert one != elsewhere.digests("x")
 
 
 def test_every_variable_is_read(tmp_path: Path) -> None:
