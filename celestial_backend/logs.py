@@ -51,8 +51,15 @@ def configure(level: str, form: str = "text") -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if form == "json":
         sys.excepthook = lambda *error: logging.getLogger(__name__).critical("The process ends", exc_info=error)
+        threading.excepthook = _thread_ended
     if _Talkative.finder not in sys.meta_path:
         sys.meta_path.insert(0, _Talkative.finder)
+
+
+def _thread_ended(said: threading.ExceptHookArgs) -> None:
+    if said.exc_value is not None and said.exc_type is not SystemExit:
+        error = said.exc_type, said.exc_value, said.exc_traceback
+        logging.getLogger(__name__).error("The thread %s ends", said.thread and said.thread.name, exc_info=error)
 
 
 def refuse(error: Exception) -> None:
@@ -143,7 +150,7 @@ _Talkative.finder = _Talkative()
 @contextmanager
 def hushed() -> Iterator[None]:
     """Above DEBUG, what libraries write to the file of stderr is dropped; what Python writes, in any thread, is not."""
-    if logging.getLogger().isEnabledFor(logging.DEBUG):
+    if logging.getLogger().isEnabledFor(logging.DEBUG) or sys.stderr is None:  # which was closed: 2 is another file
         yield
         return
     with _HUSHED:

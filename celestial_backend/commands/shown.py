@@ -90,7 +90,7 @@ class _Clock(ProgressColumn):
 
 def _bar() -> Progress:
     """Drawn on a copy of stderr, so that it goes on where `logs.hushed` takes the file away from libraries."""
-    terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding)
+    terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="backslashreplace")
     return Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[far]}"), _Clock(),
         console=Console(file=terminal), transient=True, redirect_stdout=sys.stdout.isatty(),
