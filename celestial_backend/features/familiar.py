@@ -28,6 +28,7 @@ FOLDS, TURNS, ROWS_MAX = 5, 8, 600  # of pictures, of classes left out, and of r
 DIMENSIONS, SHRINK, OF_ALL = 128, 0.8, 0.7  # principal axes; towards a sphere; of the distance to all that is taken off
 REACH = 0.9  # of the pictures of a group have a neighbour within it
 COUNTED = 300  # known pictures from which on the limit is counted; for fewer their distances are taken for normal
+LEAST_DISTANCE = 0.003  # of vectors of length 1: ten times what rounding makes of equal ones
 SEED = 41
 
 
@@ -153,7 +154,8 @@ class Familiar:
         if skills[best] < LEAST_SKILL:
             return None
         limit, usual = _limit(_of_new(best, vectors, classes, fold_of))
-        return cls(best.of(vectors, classes), limit, usual, round(skills[best], 4))
+        least = LEAST_DISTANCE if best is Nearest else limit
+        return cls(best.of(vectors, classes), max(limit, least), usual, round(skills[best], 4))
 
     @classmethod
     def nearest(cls, vectors: Vectors, groups: NDArray[np.integer]) -> Familiar:

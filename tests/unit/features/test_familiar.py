@@ -91,6 +91,19 @@ def test_both_measures_are_needed() -> None:
     assert known_of(*clouds(6, 60, 2, spread=0.15), 5).measure.name == "relative"
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-4])
+def test_what_was_learned_is_familiar_though_all_pictures_of_a_class_are_nearly_one(noise: float) -> None:
+    """As screenshots are, and what a camera that stands still takes: rounding moves them more than they differ."""
+    centres, kind_of = clouds(3, 1, 5)[0], np.repeat(np.arange(3), 20)
+    rng = np.random.default_rng(6)
+    vectors = unit(np.asarray(centres[kind_of] + noise * rng.normal(size=(60, WIDTH)), np.float32))
+    known = Familiar.of(vectors, kind_of)
+    assert known is not None
+    known = Familiar.from_arrays(known.arrays(), WIDTH)
+    assert known.strangeness(vectors).max() == 0
+    assert known.strangeness(clouds(5, 1, 5)[0][3:]).min() > 0
+
+
 @pytest.mark.parametrize("broken", ["measure", "numbers", "bank", "reach"])
 def test_damaged_arrays_are_refused(broken: str) -> None:
     """Whatever part is missing, of another shape, or no number."""
