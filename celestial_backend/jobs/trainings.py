@@ -102,7 +102,7 @@ class Jobs:
         self._resting: dict[str, float] = {}  # projects whose labels took long to read, and until when they rest
         self._timer: threading.Timer | None = None
         self._asked: set[str] = set()  # projects whose new tasks were looked for since this process began
-        self._troubles: dict[str, str] = {}  # of projects whose labels could not be read
+        self._troubles: dict[str, str] = {}  # of projects: labels not read, or what is shown not changed
 
     def request(self, project: str) -> dict[str, Any]:
         """
@@ -525,8 +525,7 @@ class Jobs:
         if known is not None and (known.doubted or not known.made):
             self.confirm(self._looker.project(project))
         if known is not None and (known.look or project not in self._asked):
-            self._looker.project(project).ask_for_new_tasks()
-            self._asked.add(project)
+            self._ask_for_new_tasks(project)
         last = self._last_job(project)
         known = None if last is not None and not last.ended else self.ledger.look(project)
         if known is None:
@@ -545,6 +544,15 @@ class Jobs:
             self._accepted(self.ledger.request(project))
         if found.brought != NOT_CONNECTED:  # which nobody tells of when it changes
             self._looker.remember(project, found)
+
+    def _ask_for_new_tasks(self, project: str) -> None:
+        """Have the live model predict tasks that have come; whatever comes of it, labels are looked at."""
+        shown = f"{project} shown"
+        with _apart(f"What project {project} shows cannot be changed", self._troubles.pop(shown, None)) as trouble:
+            self._looker.project(project).ask_for_new_tasks()
+            self._asked.add(project)
+        if trouble.said:
+            self._troubles[shown] = trouble.said
 
     def _last_job(self, project: str) -> Job | None:
         return next(iter(self.ledger.jobs(project, limit=1)), None)

@@ -503,6 +503,23 @@ def test_a_silent_label_studio_holds_up_no_training(
     looked()
 
 
+def test_a_project_whose_version_cannot_be_changed_trains_all_the_same(
+    by_itself: Jobs, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What Label Studio shows is no condition of a training; that it refuses is said once."""
+
+    def refused(_: FakeProject) -> None:
+        raise StudioError("Label Studio refuses live predictions: no.")
+
+    monkeypatch.setattr(FakeProject, "ask_for_new_tasks", refused)
+    ledger.know("7")
+    by_itself.look("7")
+    by_itself.look("7")
+    assert states(ledger) == [WAITING]
+    said = "What project 7 shows cannot be changed: Label Studio refuses live predictions: no."
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [said]
+
+
 def test_what_a_look_finds_is_dropped_where_a_training_was_asked_for_meanwhile(
     studio: Any, by_itself: Jobs, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,7 +544,7 @@ def test_a_database_that_others_write_into_refuses_within_a_second(settings: Set
         answer, seconds = press(client)
     assert answer.status_code == 503
     assert seconds < 4  # Label Studio gives a webhook one second
-    assert "The database in the state folder cannot be written (database is locked)." in answer.status
+    assert "The database in the state folder cannot be written (it is in use)." in answer.status
     assert states(ledger) == []
 
 
