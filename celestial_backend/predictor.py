@@ -188,7 +188,7 @@ class Predictor:
             self._locked.clear()
         if any(answer is not LATE and answer for answer in answers):
             self._locked[project] = -math.inf  # from now on, as some of its pictures need none
-        elif locked == len(answers) and self._locked.get(project) != -math.inf:
+        elif answers and locked == len(answers) and self._locked.get(project) != -math.inf:
             self._locked[project] = time.monotonic()
 
     def _served(self, tag: str, label_config: str) -> tuple[Model, ChoiceMap] | None:

@@ -141,8 +141,9 @@ def test_a_project_that_is_known_is_not_lost_on_suspicion(host: PictureHost, tmp
     assert setup(backend)[0] == 422
 
 
-def predict(client: FlaskClient, value: str) -> list[Any]:
-    body = {"project": PROJECT, "label_config": label_config(), "tasks": [{"id": 1, "data": {"image": value}}]}
+def predict(client: FlaskClient, *values: str) -> list[Any]:
+    tasks = [{"id": 1, "data": {"image": value}} for value in values]
+    body = {"project": PROJECT, "label_config": label_config(), "tasks": tasks}
     answer = client.post("/predict", json=body)
     assert answer.status_code == 200
     return list(answer.json["results"])
@@ -157,6 +158,13 @@ def test_a_backend_that_is_told_nothing_learns_from_its_predictions(tmp_path: Pa
     status, line = setup(backend)
     assert status == 422
     assert "Set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY" in line
+
+
+def test_a_request_without_tasks_tells_nothing_of_the_token(tmp_path: Path) -> None:
+    """No picture was asked for, so none is locked."""
+    backend = client(tmp_path)
+    assert predict(backend) == []
+    assert setup(backend)[0] == 200
 
 
 def test_one_picture_that_comes_is_enough(tmp_path: Path) -> None:
