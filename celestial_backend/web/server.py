@@ -151,11 +151,12 @@ def _check_address(host: str, port: int) -> None:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does
             probe.bind((host, port))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, UnicodeError) as error:
+        code = error.errno if isinstance(error, OSError) else None  # a name may have no form that can be asked for
+        if code == errno.EADDRINUSE:
             said = (f"Port {port} of {host} is in use, perhaps by a backend that runs already. Stop what uses it, or"
                     f" choose another port with -p or PORT.")  # fmt: skip
-        elif error.errno == errno.EACCES:
+        elif code == errno.EACCES:
             said = f"Port {port} is for administrators alone. Choose one of 1024 or more with -p or PORT."
         else:
             said = (f"--host must be an address or a name of this machine, got {host!r}. Use 127.0.0.1 for programs on"

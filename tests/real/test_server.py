@@ -313,6 +313,7 @@ def test_an_unfit_gunicorn_ends_the_start_with_a_sentence(tmp_path: Path, versio
     [
         pytest.param(["--host", "192.0.2.1"], "--host must be an address or a name of this machine", id="another one"),
         pytest.param(["--host", "nowhere.invalid"], "--host must be an address or a name of this machine", id="none"),
+        pytest.param(["--host", "no..where"], "--host must be an address or a name of this machine", id="no name"),
         pytest.param(["--model-dir", "README.md"], "README.md is none (File exists)", id="a file"),
         pytest.param(["--model-dir", "/proc/nowhere"], "MODEL_DIR must be a folder in which this user can write",
                      id="a folder that cannot be made"),
