@@ -476,7 +476,7 @@ def _inflated(data: bytes, name: str, check_size: Callable[[int], None]) -> byte
             while not packed.eof:
                 part = data[at : at + PART]  # zlib copies what it leaves over
                 piece = packed.decompress(part, PIECE)
-                at += len(part) - len(packed.unconsumed_tail) - len(packed.unused_data)
+                at += len(part) - len(packed.unused_data if packed.eof else packed.unconsumed_tail)
                 found += piece
                 check_size(len(found))
                 if not (piece or part or packed.eof):

@@ -503,6 +503,7 @@ def test_a_silent_label_studio_holds_up_no_training(
     looked()
 
 
+@pytest.mark.usefixtures("studio")
 def test_a_project_whose_version_cannot_be_changed_trains_all_the_same(
     by_itself: Jobs, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
