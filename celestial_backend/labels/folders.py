@@ -90,8 +90,8 @@ def by_class(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> S
     classes = {name: classes[name] for name in sorted(classes)}
     loose = [path for path, names in parts.items() if len(names) <= depth + 1]
     notes = [f"{some(tops)} in {folder} are the parts of a split: what they hold of one class is put together."] * depth
-    filled = {place for path in parts for place in path.parents}
-    if empty := sorted({place.name for place in _places(folder, tops if depth else ()) if place not in filled}):
+    seen = {place for path in parts for place in (path, *path.parents)}
+    if empty := sorted({place.name for place in _places(folder, tops if depth else ()) if place not in seen}):
         notes.append(f"{folder} has no pictures in {some(empty)}, so no class comes of that.")
     inner = {name: {parts[path][1] for path in files if len(parts[path]) > 2} for name, files in classes.items()}
     if not depth and len(inner) > 1 and len(shared := set.intersection(*inner.values())) > 1:
@@ -125,7 +125,8 @@ def _places(folder: Path, splits: Sequence[str]) -> list[Path]:
     found = []
     for place in [folder / name for name in splits] or [folder]:
         if os.access(place, os.R_OK):
-            found += [path for path in place.iterdir() if path.is_dir() and not is_ignored(path.name)]
+            inside = (path for path in place.iterdir() if not is_ignored(path.name))
+            found += [path for path in inside if os.path.isdir(path)]  # noqa: PTH112 - `is_dir` raises in a closed folder
     return found
 
 

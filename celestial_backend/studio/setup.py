@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -320,7 +321,7 @@ def pictures_by_class(folder: Path) -> Sorted:
 
 def _is_picture(path: Path) -> bool:
     """Whether it may be one; what cannot be looked at may."""
-    return path.suffix.lower() in ENDINGS or path.is_dir()
+    return path.suffix.lower() in ENDINGS or os.path.isdir(path)  # noqa: PTH112 - `is_dir` raises in a closed folder
 
 
 def upload(

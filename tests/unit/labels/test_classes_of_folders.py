@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from celestial_backend.labels import by_class, files_in
+from celestial_backend.studio.setup import pictures_by_class
 
 CAT_AND_DOG = {"cat": ["a.png"], "dog": ["b.png"]}
 
@@ -77,6 +78,39 @@ def test_a_class_may_be_called_like_a_part(tmp_path: Path) -> None:
     """Among others that are not, one name is a class."""
     found = by_class(laid_out(tmp_path / "pictures", ["train/a.png", "bus/b.png", "car/c.png"]))
     assert (list(found.classes), found.doubt, found.notes) == (["bus", "car", "train"], "", ())
+
+
+def test_what_cannot_be_looked_at_hides_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose files may be listed and not opened: its pictures are among all, and the notes are no pictures."""
+    look = Path.stat
+
+    def closed(path: Path, **how: bool) -> os.stat_result:
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return look(path, **how)
+
+    folder = laid_out(tmp_path / "pictures", ["cat/a.png", "dog/b.png", "closed/c.png", "closed/notes.txt"])
+    monkeypatch.setattr(Path, "stat", closed)
+    found = pictures_by_class(folder)
+    assert {key: [path.name for path in paths] for key, paths in found.classes.items()} == CAT_AND_DOG | {
+        "closed": ["c.png"]
+    }
+    assert found.notes == ()
+
+
+def test_a_folder_that_is_closed_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows; it is among what is in no class."""
+    look = Path.iterdir
+
+    def closed(path: Path) -> Iterator[Path]:
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return look(path)
+
+    folder = laid_out(tmp_path / "pictures", ["cat/a.png", "dog/b.png", "closed/"])
+    monkeypatch.setattr(Path, "iterdir", closed)
+    found = by_class(folder)
+    assert (found.loose, found.notes) == ([folder / "closed"], ())
 
 
 @pytest.mark.parametrize(
