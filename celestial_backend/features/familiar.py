@@ -211,8 +211,10 @@ class Familiar:
         if kind is None or numbers.shape != (3,) or not all(map(math.isfinite, numbers)):
             raise ValueError("it must have a measure that is known, and three numbers")
         measure = kind(**{part: array.astype(np.float32) for part, array in given.items()})
-        if not np.isfinite(measure.distance(np.zeros((1, width), np.float32))).all():
-            raise ValueError("its numbers must be finite")
+        for count in (2, 3):  # what fits both is no array that was only spread to fit
+            distances = measure.distance(np.zeros((count, width), np.float32))
+            if distances.shape != (count,) or not np.isfinite(distances).all():
+                raise ValueError("its numbers must be finite, one for each picture")
         return cls(measure, *map(float, numbers))
 
 

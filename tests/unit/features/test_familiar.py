@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from celestial_backend.features import Familiar, unit
+from celestial_backend.features import Familiar, Nearest, unit
+from celestial_backend.features.familiar import Relative
 
 WIDTH = 64
 
@@ -116,3 +118,16 @@ def test_damaged_arrays_are_refused(broken: str) -> None:
             Familiar.from_arrays(damaged, WIDTH)
     with pytest.raises((ValueError, TypeError)):
         Familiar.from_arrays(arrays, WIDTH + 1)
+
+
+@pytest.mark.parametrize("make", [clouds, crescents])
+def test_arrays_that_only_seem_to_fit_are_refused(make: object) -> None:
+    """Numpy spreads what has an axis too many; that would show at the first picture that is asked for."""
+    vectors, kind_of = make(6, 60, 2)  # type: ignore[operator]
+    for measure in (Nearest.of(vectors, kind_of), Relative.of(vectors, kind_of)):
+        arrays = Familiar(measure, 0.5, 0.2).arrays()
+        for name in set(arrays) - {"measure", "numbers"}:
+            for shape in ((*arrays[name].shape, 1), (1, *arrays[name].shape), (2, *arrays[name].shape)):
+                with suppress(ValueError, TypeError):
+                    found = Familiar.from_arrays(arrays | {name: np.resize(arrays[name], shape)}, WIDTH)
+                    assert found.strangeness(vectors[:5]).shape == (5,)
