@@ -160,6 +160,16 @@ def test_new_backends_that_do_not_listen_yet_cost_nothing(
     assert hosts.asked[0] == 3
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_where_no_backend_listens_the_gateway_is_bad(
+    start: Callable[..., NginxServer], count: int, path: str
+) -> None:
+    """That is 502; with 500 a server would say that it is wrong itself."""
+    nginx = start(*nobody_listens(count))
+    assert [ask(nginx, path).status_code for _ in range(2)] == [502, 502]
+
+
 def test_a_backend_that_refuses_has_not_had_the_request(start: Callable[..., NginxServer], hosts: Hosts) -> None:
     """One that breaks off and one that does not listen are not two that it has killed; two that break off are."""
     hosts[0].answers["/predict"] = hosts[1].answers["/predict"] = break_off
