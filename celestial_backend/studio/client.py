@@ -363,7 +363,7 @@ class Studio:
             told = None
         if isinstance(told, dict) and answer.is_success:
             return told
-        if isinstance(told, dict) and told:
+        if isinstance(told, dict) and told and answer.status_code != 404:  # a path that Label Studio has
             denial = self._denial(answer.status_code, told, wanted)
             raise (TokenError if answer.status_code in (401, 403) else StudioError)(denial)
         strange = f"What answers at {self.place} is not Label Studio."

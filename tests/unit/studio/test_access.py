@@ -45,6 +45,7 @@ def access(url: str | None, token: str | None = TOKEN) -> Access:
         pytest.param({WHOAMI: said(500, detail="Oh.")}, "silent", "answered 500 (Oh)", id="broken"),
         pytest.param({WHOAMI: b"<html>"}, "silent", "is not Label Studio. Check LABEL_STUDIO_URL", id="other"),
         pytest.param({}, "silent", "is not Label Studio. Check LABEL_STUDIO_URL", id="nothing-there"),
+        pytest.param({WHOAMI: said(404, detail="Not Found.")}, "silent", "is not Label Studio. Check", id="a-backend"),
         pytest.param({WHOAMI: redirect("http://ls.example/api")}, "silent", "set LABEL_STUDIO_URL to that", id="moved"),
     ],
 )
