@@ -38,7 +38,8 @@ TOKEN_HEAD = re.compile(r"(authorization:\s*)?((token|bearer)\s+)?", re.IGNORECA
 # Pages that a browser shows in the place of a server's address; any other path is where the server is installed.
 STUDIO_PAGES = re.compile(
     r"/(projects(/[0-9]+(/.*)?)?|user/(login|signup|logout|account)(/.*)?|organization(/(webhooks|models)(/.*)?)?|models"
-    r"|(data/(upload|local-files)|tasks/[0-9]+|api/[a-z-]+|docs/api)(/.*)?|api|docs|health|version)/*$"
+    r"|(data/(upload|local-files)|tasks/[0-9]+|docs/api|api/(annotations|current-user|dm|import|ml|organizations"
+    r"|predictions|projects|storages|tasks|templates|token|users|version|webhooks))(/.*)?|api|docs|health|version)/*$"
 )
 BACKEND_PAGES = re.compile(r"/(health|setup|predict|webhook|versions|metrics|docs|openapi\.json)/*$")
 PROJECT_VERSION = re.compile(r"project-(?P<project>[0-9]+)-[0-9a-z]+")

@@ -184,7 +184,7 @@ def test_a_page_of_label_studio_stands_for_label_studio(variable: str, place: st
     assert getattr(Settings.from_environ({variable: place + page}), variable.lower()) == place
 
 
-@pytest.mark.parametrize("path", ["/projects/label-studio", "/user", "/apis", "/tasks", "/label-studio-projects"])
+@pytest.mark.parametrize("path", ["/projects/label-studio", "/api/label-studio", "/user", "/apis", "/tasks", "/label-studio-projects"])
 def test_a_folder_that_only_looks_like_a_page_stays(path: str) -> None:
     """Label Studio can be installed under any path."""
     assert Settings.from_environ({"LABEL_STUDIO_URL": f"https://host{path}/"}).label_studio_url == f"https://host{path}"
