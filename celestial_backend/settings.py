@@ -41,7 +41,7 @@ STUDIO_PAGES = re.compile(
     r"|(data/(upload|local-files)|tasks/[0-9]+|docs/api|api/(annotations|current-user|dm|import|ml|organizations"
     r"|predictions|projects|storages|tasks|templates|token|users|version|webhooks))(/.*)?|api|docs|health|version)/*$"
 )
-BACKEND_PAGES = re.compile(r"/(health|setup|predict|webhook|versions|metrics|docs|openapi\.json)/*$")
+BACKEND_PAGES = re.compile(r"/(health|setup|predict|webhook|versions|metrics|docs|doctor|openapi\.json)/*$")
 PROJECT_VERSION = re.compile(r"project-(?P<project>[0-9]+)-[0-9a-z]+")
 
 

@@ -184,13 +184,15 @@ def test_a_page_of_label_studio_stands_for_label_studio(variable: str, place: st
     assert getattr(Settings.from_environ({variable: place + page}), variable.lower()) == place
 
 
-@pytest.mark.parametrize("path", ["/projects/label-studio", "/api/label-studio", "/user", "/apis", "/tasks", "/label-studio-projects"])
+@pytest.mark.parametrize(
+    "path", ["/projects/label-studio", "/api/label-studio", "/user", "/apis", "/tasks", "/label-studio-projects"]
+)
 def test_a_folder_that_only_looks_like_a_page_stays(path: str) -> None:
     """Label Studio can be installed under any path."""
     assert Settings.from_environ({"LABEL_STUDIO_URL": f"https://host{path}/"}).label_studio_url == f"https://host{path}"
 
 
-@pytest.mark.parametrize("page", ["", "/", "/health", "/setup", "/docs", "/metrics", "/predict/", "/docs?x=1#top"])
+@pytest.mark.parametrize("page", ["", "/", "/health", "/setup", "/docs", "/doctor", "/metrics", "/predict/", "/docs?x=1#top"])
 @pytest.mark.parametrize("place", ["http://127.0.0.1:9090", "https://host/ml"])
 def test_a_page_of_the_backend_stands_for_the_backend(place: str, page: str) -> None:
     """Also under a path of a proxy."""
