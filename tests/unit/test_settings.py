@@ -192,7 +192,9 @@ def test_a_folder_that_only_looks_like_a_page_stays(path: str) -> None:
     assert Settings.from_environ({"LABEL_STUDIO_URL": f"https://host{path}/"}).label_studio_url == f"https://host{path}"
 
 
-@pytest.mark.parametrize("page", ["", "/", "/health", "/setup", "/docs", "/doctor", "/metrics", "/predict/", "/docs?x=1#top"])
+@pytest.mark.parametrize(
+    "page", ["", "/", "/health", "/setup", "/docs", "/doctor", "/metrics", "/predict/", "/docs?x=1#top"]
+)
 @pytest.mark.parametrize("place", ["http://127.0.0.1:9090", "https://host/ml"])
 def test_a_page_of_the_backend_stands_for_the_backend(place: str, page: str) -> None:
     """Also under a path of a proxy."""
