@@ -299,7 +299,7 @@ class ChoiceMap:
                 continue
             if len(row) != len(self.classes):
                 raise ModelError(f"The model gave {len(row)} probabilities for its {len(self.classes)} classes.")
-            strange = strangeness[control.data_key][control.columns.head] if strangeness else 0.0
+            strange = float(strangeness[control.data_key][control.columns.head]) if strangeness else 0.0
             said[control.from_name], score_of[control.from_name] = control.choose(row, strange)
         regions = [
             {"id": f"choice-{number}", **control.region(chosen), "score": score_of[control.from_name]}

@@ -238,7 +238,7 @@ def test_a_task_without_an_id_is_called_so_where_the_model_fails(
     client: FlaskClient, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where its picture fails."""
-    monkeypatch.setattr(Predictor, "_probabilities", lambda *_: [[float("nan")] * len(BODIES)])
+    monkeypatch.setattr(Predictor, "_said", lambda *_: iter([([float("nan")] * len(BODIES), [0.0])]))
     picture = base64.b64encode(saved(Image.new("RGB", (8, 8)), "PNG")).decode()
     task = {"data": {"image": f"data:image/png;base64,{picture}"}}
     assert client.post("/predict", json={"tasks": [task], "label_config": label_config()}).json["results"] == [[]]

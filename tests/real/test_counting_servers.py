@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 from flask.testing import FlaskClient
@@ -75,8 +76,8 @@ def test_late_tasks_and_answers_that_are_no_numbers_have_causes(
     """They have no error, so they get a name of their own."""
     client = create_app(services).test_client()
     services.predictor.predict(uploads("Mars"), label_config(), deadline=0.0)
-    nan = float("nan")
-    monkeypatch.setattr(Classifier, "probabilities", lambda self, batch: [[nan] * len(self.classes)] * len(batch))
+    rows = np.full((1, len(BODIES)), np.nan), np.zeros((1, 1))
+    monkeypatch.setattr(Classifier, "answers", lambda *_: rows)
     predict(client, uploads("Mars"))
     seen = page(client)
     assert seen.value("celestial_failures_total", of="task", cause="OutOfTime") == 1

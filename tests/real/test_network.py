@@ -224,10 +224,10 @@ def shipped() -> Any:
 
 
 def test_the_shipped_model_is_small_and_holds_no_code() -> None:
-    """Under 2 MB in plain files; JSON, HDF5, arrays, Markdown and PNG only."""
+    """Under 2.5 MB in plain files; JSON, HDF5, arrays, Markdown and PNG only."""
     files = sorted(DEFAULT.iterdir())
     assert {file.suffix for file in files} <= {".json", ".h5", ".npz", ".md", ".png"}
-    assert sum(file.stat().st_size for file in files) < 2 * MEGABYTE
+    assert sum(file.stat().st_size for file in files) < 2.5 * MEGABYTE
     assert {*network.FILES, network.CARD, "MODEL_CARD.md"} <= {file.name for file in files}
     assert b"Lambda" not in (DEFAULT / "config.json").read_bytes()
 
