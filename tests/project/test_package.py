@@ -63,9 +63,10 @@ def files_of_the_checkout() -> list[str]:
 
 
 def test_what_programs_leave_behind_is_no_part_of_it() -> None:
-    """The databases, logs and copies that come about where the backend and its tests are run."""
+    """The databases, logs and copies that come about where the backend and its tests are run; some, tests need."""
     left = {".db", ".sqlite3", ".log", ".pyc", ".orig", ".rej", ".whl", ".bentomodel"}
-    assert [name for name in files_of_the_checkout() if Path(name).suffix in left] == []
+    files = (name for name in files_of_the_checkout() if not name.startswith("tests/support/"))
+    assert [name for name in files if Path(name).suffix in left] == []
 
 
 def asked_for() -> list[Requirement]:
