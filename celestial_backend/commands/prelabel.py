@@ -160,6 +160,7 @@ class Prelabelling:
         self._services = services
         self._project = project_id
         self._limit = math.inf if limit is None else limit
+        self._all = limit is None and not conditions.items  # that are to be labelled
         self._rate = rate
         self._distribute = distribute
         state = services.settings.state
@@ -223,7 +224,7 @@ class Prelabelling:
         """Make the project show these predictions; sentences that say what was found and changed."""
         if not self.summary.predicted + self.summary.already + self.summary.meanwhile:
             return []  # Label Studio refuses a version of which a project has no prediction
-        return self._tasks.select(self.summary.failed)
+        return self._tasks.select(self.summary.failed if self._all else 0)
 
     def _pages(self) -> Iterator[Page]:
         left = self._limit

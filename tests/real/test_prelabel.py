@@ -76,11 +76,12 @@ def command(label_studio: LabelStudioServer, tmp_path: Path, model_store: Path) 
 
 
 class AllMars:
-    """A predictor that takes no time; it gives some tasks a choice that the label config has not."""
+    """A predictor that takes no time; it gives some tasks a choice that the label config has not, and some nothing."""
 
     def __init__(self, store: ModelStore) -> None:
         self.store = store
         self.unknown: set[int] = set()
+        self.unreadable: set[int] = set()
 
     def check(self, _config: str, _project: str) -> None: ...
 
@@ -92,11 +93,16 @@ class AllMars:
         tasks: list[Any],
         _config: str,
         project: str,
-        on_failure: Callable[[Any, str], None],  # noqa: ARG002  none of them fails
+        on_failure: Callable[[Any, str], None],
     ) -> list[Any]:
         region = {"from_name": "choice", "to_name": "image", "type": "choices"}
+        for task in tasks:
+            if task["id"] in self.unreadable:
+                on_failure(task["id"], "no picture")
         return [
-            {
+            []
+            if task["id"] in self.unreadable
+            else {
                 "result": [region | {"value": {"choices": ["Xenu" if task["id"] in self.unknown else "Mars"]}}],
                 "score": 0.5,
                 "model_version": self.store.live_tag(project),
@@ -359,6 +365,24 @@ def test_a_connected_backend_goes_with_the_predictions(
     subject.ask_for_new_tasks()
     assert label_studio.api("GET", f"/api/projects/{project}")["model_version"] == (title or version)
     assert label_studio.model(project)["title"] == (title or version)
+
+
+def test_a_part_of_the_tasks_leaves_the_others_to_the_model(
+    label_studio: LabelStudioServer, pictures: list[str], services: Services, backends: Backends, command: Command
+) -> None:
+    """However many of those could not be predicted: they are not the ones that wait for a prediction."""
+    backend = backends(**{name: command.settings[name] for name in ("BENTOML_HOME", "LOCAL_FILES_DOCUMENT_ROOT")})
+    project, tasks = project_with(label_studio, pictures, 5)
+    services.predictor.unreadable = set(tasks[:2])  # type: ignore[attr-defined]
+    for task in tasks[:2]:
+        label_studio.api("POST", f"/api/tasks/{task}/annotations/", json={"result": []})
+    version = services.store.live_tag(str(project))
+    label_studio.connect_backend(project, backend.url, title=version)
+    run = Prelabelling(services, str(project), limit=4)
+    done = run.run()
+    assert (done.predicted, done.failed) == (2, 2)
+    run.select_version()
+    assert label_studio.model(project)["title"] == version, "the task that is left is asked for when it is opened"
 
 
 def test_what_cannot_be_written_down_is_a_sentence(tmp_path: Path) -> None:
