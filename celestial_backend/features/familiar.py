@@ -153,9 +153,11 @@ class Familiar:
         best = max(skills, key=lambda kind: skills[kind])
         if skills[best] < LEAST_SKILL:
             return None
-        limit, usual = _limit(_of_new(best, vectors, classes, fold_of))
-        least = LEAST_DISTANCE if best is Nearest else limit
-        return cls(best.of(vectors, classes), max(limit, least), usual, round(skills[best], 4))
+        measure, (limit, usual) = best.of(vectors, classes), _limit(_of_new(best, vectors, classes, fold_of))
+        # Axes that were laid through the learned pictures hold all of them, and of new ones a part: those look nearer.
+        learned = float(np.quantile(measure.distance(vectors), 1 - FALSE_ALARMS))
+        least = LEAST_DISTANCE if best is Nearest else learned
+        return cls(measure, max(limit, learned, least), usual, round(skills[best], 4))
 
     @classmethod
     def nearest(cls, vectors: Vectors, groups: NDArray[np.integer]) -> Familiar:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from celestial_backend.features import Familiar, Nearest, unit
+from celestial_backend.features import Familiar, Nearest, familiar, unit
 from celestial_backend.features.familiar import Relative
 
 WIDTH = 64
@@ -91,6 +91,20 @@ def test_both_measures_are_needed() -> None:
     chosen = {make.__name__: known_of(*make(6, 60, 2), 5).measure.name for make in (clouds, crescents)}
     assert chosen["crescents"] == "nearest"
     assert known_of(*clouds(6, 60, 2, spread=0.15), 5).measure.name == "relative"
+
+
+@pytest.mark.parametrize("measure", [Nearest, Relative])
+@pytest.mark.parametrize("each", [10, 20])
+def test_what_was_learned_is_familiar(
+    each: int, measure: type[Nearest | Relative], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the oddest, also where the pictures are fewer than the directions in which they differ."""
+    monkeypatch.setattr(familiar, "MEASURES", (measure,))
+    rng, kind_of = np.random.default_rng(2), np.repeat(np.arange(5), each)
+    vectors = unit(np.asarray(np.eye(5, 512)[kind_of] + rng.normal(scale=0.02, size=(5 * each, 512)), np.float32))
+    known = Familiar.of(vectors, kind_of)
+    assert known is not None
+    assert (known.strangeness(vectors) > 0).mean() <= 0.03
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-4])
