@@ -242,7 +242,7 @@ class Settings:
         "MODEL_DIR",
         _path,
         PLACE,
-        "The state folder: `data` in the clone, whatever folder a command is started in; for an installed package"
+        "The state folder: `data` in the backend's folder; for an installed package"
         " `~/.local/share/celestial-backend`.",
     )
     bentoml_home: Path = setting(
@@ -268,10 +268,10 @@ class Settings:
     )
     log_level: str = setting("LOG_LEVEL", _log_level, "INFO", "`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
     log_format: str = setting(
-        "LOG_FORMAT", _log_format, "text", "What lines of the log are: `text`, or `json`, an object on each line."
+        "LOG_FORMAT", _log_format, "text", "Form of the log: `text`, or `json` with an object on each line."
     )
     port: int = setting("PORT", _port, 9090, "Port that the web server listens on.")
-    workers: int = setting("WORKERS", _count, 1, "Web server processes; each holds its own model.")
+    workers: int = setting("WORKERS", _count, 1, "Web server processes, each with its own model; the worker, which trains, is not counted.")
     threads: int = setting(
         "THREADS",
         _count,
@@ -283,7 +283,7 @@ class Settings:
         "CELESTIAL_BENTOMODEL", _file, None, "A `.bentomodel` file, imported into the store at start and served."
     )
     data_folder: Path | None = setting(
-        "CELESTIAL_DATA_FOLDER", _folder, None, "Folder with the original pictures, found there by their own name."
+        "CELESTIAL_DATA_FOLDER", _folder, None, "Folder with the original pictures, which are found by the names of their files."
     )
     label_studio_data: Path | None = setting(
         "CELESTIAL_LABEL_STUDIO_DATA",
@@ -316,8 +316,8 @@ class Settings:
         "CELESTIAL_FETCH_THREADS",
         _count,
         8,
-        "Pictures that are fetched side by side for one batch, and as many for single tasks; other batches have a"
-        " quarter more.",
+        "Pictures that are fetched side by side for one batch, and a quarter more for other batches; single tasks have"
+        " as many of their own.",
     )
     predict_max_s: float = setting(
         "CELESTIAL_PREDICT_MAX_S",
@@ -329,8 +329,8 @@ class Settings:
         "CELESTIAL_REQUEST_MAX_MB",
         _positive,
         100.0,
-        "Megabytes that a request to /predict may have, and a tenth of it one to /setup or /webhook; no more are let in"
-        " while those that are here have as many.",
+        "Megabytes that a request to /predict may have, and all at one time together; one to /setup or /webhook may have"
+        " a tenth.",
     )
     batch_size: int = setting("CELESTIAL_BATCH_SIZE", _count, 64, "Tasks in one forward pass.")
     database_url: str | None = setting(

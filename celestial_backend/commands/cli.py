@@ -47,7 +47,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="celestial-backend")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Pre-label images in Label Studio with a BentoML-packaged Keras classifier."""
+    """Pre-label pictures in Label Studio, with a model that learns from your labels."""
     if context.invoked_subcommand == serve.name:
         return  # its arguments are settings too
     context.obj = Settings.from_environ(os.environ)
@@ -70,7 +70,7 @@ main.add_command(prelabel)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def serve(context: click.Context, arguments: Sequence[str]) -> None:
-    """Serve Label Studio on port 9090, from any folder; `serve --help` tells the arguments."""
+    """Serve Label Studio on port 9090, from any folder; `serve --help` lists the arguments."""
     from celestial_backend.web import server
 
     sys.exit(server.serve(arguments, context.command_path))
@@ -99,9 +99,9 @@ def private_addresses(addresses: tuple[str, ...]) -> None:
 @click.pass_obj
 def train(settings: Settings, folder: Path | None, project: int | None, *, as_json: bool) -> None:
     """
-    Learn FOLDER, one sub-folder per class, and register the model in the BentoML store.
+    Learn FOLDER, one sub-folder per class, and serve the new model to all projects without one of their own.
 
-    With --project instead of FOLDER, do what *Start training* in Label Studio does, and wait for the end.
+    With --project instead of FOLDER, do what *Start Training* in Label Studio does, and wait for the end.
     """
     if (folder is None) == (project is None):
         raise click.UsageError("Give either FOLDER or --project.")

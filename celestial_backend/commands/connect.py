@@ -21,6 +21,7 @@ from celestial_backend.labels import ChoiceMap, Sorted, loose, read, some
 from celestial_backend.services import Services, build
 from celestial_backend.settings import NEEDS_LABELS, NEVER, Settings, backend_address, project_of
 from celestial_backend.state import reason, replace_text
+from celestial_backend.studio.access import ANSWER_S
 from celestial_backend.studio.project import StudioProject
 from celestial_backend.studio.setup import (
     FolderLabels,
@@ -64,7 +65,7 @@ def read_address(_context: click.Context, _option: click.Parameter, text: str | 
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), required=False)
 @click.option("--title", help="Title of the project, made if there is none of that title.  [default: FOLDER's name]")
 @click.option(
     "--choices", metavar="a,b,c|FILE.xml|from-model",
@@ -77,12 +78,12 @@ def read_address(_context: click.Context, _option: click.Parameter, text: str | 
     help="Where Label Studio finds the backend.  [default: CELESTIAL_BACKEND_URL, or http://127.0.0.1:PORT]",
 )  # fmt: skip
 @click.option("--local-files", is_flag=True, help="Leave the pictures in FOLDER, below LOCAL_FILES_DOCUMENT_ROOT.")
-@click.option("--new-token", is_flag=True, help="Ask for Label Studio's token, in place of one given here before.")
+@click.option("--new-token", is_flag=True, help="Ask for another token of Label Studio; without FOLDER, do no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.pass_obj
 def connect(
     settings: Settings,
-    folder: Path,
+    folder: Path | None,
     title: str | None,
     choices: str | None,
     backend_url: str | None,
@@ -97,6 +98,11 @@ def connect(
 
     Done again, it adds the pictures that are new, and makes nothing twice.
     """
+    if folder is None:
+        if not new_token:
+            raise click.UsageError("Give FOLDER; or --new-token alone, for projects that you connect by hand.")
+        only_token(settings)
+        return
     sorted_ones = pictures_by_class(folder)
     pictures, sub_folder_of = sorted_ones.files, sorted_ones.class_of()
     if labelled and len(sorted_ones.classes) != 1 and sorted_ones.doubt:
@@ -149,9 +155,19 @@ def with_token(settings: Settings, *, anew: bool) -> tuple[Settings, bool]:
     if (settings.label_studio_api_key and not anew) or not sys.stdin.isatty():
         return settings, False
     url = settings.label_studio_url or STUDIO
-    click.echo(f"Create a personal access token in Label Studio, and copy it: {url}{ACCOUNT}", err=True)
+    click.echo(f"Create a personal access token in Label Studio, and copy it: {settings.studio_link or url}{ACCOUNT}", err=True)
     token = click.prompt("Paste it here; it is not shown", hide_input=True, err=True)
     return Settings.from_environ({**os.environ, "LABEL_STUDIO_URL": url, "LABEL_STUDIO_API_KEY": token}), True
+
+
+def only_token(settings: Settings) -> None:
+    """Ask for a token, and keep it once Label Studio has accepted it."""
+    settings, given = with_token(settings, anew=True)
+    if not given:
+        raise RequestError("A token is asked for at a terminal only. Elsewhere set LABEL_STUDIO_API_KEY to it.")
+    build(settings).studio.check(ANSWER_S)
+    remember(settings)
+    click.echo(f"Label Studio at {settings.label_studio_url} accepts the token, and the backend has it.")
 
 
 def remember(settings: Settings) -> None:

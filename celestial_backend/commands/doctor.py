@@ -25,20 +25,20 @@ COLOURS, WIDTH = {"ok": "green", "warn": "yellow", "fail": "red"}, 11
 @click.command()
 @click.option(
     "--project", type=click.IntRange(min=1),
-    help="Look at this project only; without it, at all that the backend serves.",
+    help="Check this project only.  [default: all that the backend is connected to]",
 )  # fmt: skip
 @click.option(
     "--backend-url", callback=read_address,
-    help="Where the backend is, as Label Studio calls it.  [default: CELESTIAL_BACKEND_URL, or http://127.0.0.1:PORT]",
+    help="Where Label Studio finds the backend.  [default: CELESTIAL_BACKEND_URL, or http://127.0.0.1:PORT]",
 )  # fmt: skip
 @click.option("--fix", is_flag=True, help="Fix in Label Studio what can be fixed there, and say what was changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_obj
 def doctor(settings: Settings, project: int | None, backend_url: str | None, *, fix: bool, as_json: bool) -> None:
     """
-    Check everything that a connection needs, in that order, and say what fixes what is wrong.
+    Check everything that a connection needs, and say how to fix what is wrong.
 
-    Ends with code 0 when nothing failed; warnings are no failures.
+    The exit code is 0 if nothing failed; warnings are not failures.
     """
     findings = []
     for finding in each("Checking", _findings(settings, project, backend_url, fix=fix)):

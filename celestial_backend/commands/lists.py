@@ -62,7 +62,7 @@ def say(shown: Table) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_context
 def models(context: click.Context, project: int | None, *, as_json: bool) -> None:
-    """List the models of the store: parent, scores, and for which projects they are live."""
+    """List the models: what each was taught from, how it did, and for which projects it is live."""
     if context.invoked_subcommand is not None:
         return
     store = build(context.obj).store
@@ -122,7 +122,7 @@ def _choices(model: Described) -> dict[str, list[str]]:
 )  # fmt: skip
 @click.pass_obj
 def use(settings: Settings, tag: str, project: int) -> None:
-    """Make the model TAG the live one of a project, at once, as for a way back to an older one."""
+    """Make the model TAG the live one of a project, at once; this is the way back to an older one."""
     services = build(settings)
     tag = tag if ":" in tag else f"{MODEL_NAME}:{tag}"
     services.store.publish(str(project), tag)
@@ -140,9 +140,9 @@ def use(settings: Settings, tag: str, project: int) -> None:
 @click.pass_obj
 def add(settings: Settings, file: Path) -> None:
     """
-    Put the model of FILE.bentomodel into the database, so that every machine can serve it.
+    Put the model of FILE, a .bentomodel, into the database, so that every machine can serve it.
 
-    It may have 200 MB. Projects are given it with `models use`.
+    It may have up to 200 MB. `models use` makes it the live one of a project.
     """
     with Shown(f"Reading {file.name}, and putting its model into the database"):
         tag = build(settings).store.add(file)
@@ -152,10 +152,10 @@ def add(settings: Settings, file: Path) -> None:
 @models.command("export")
 @click.argument("tag")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--control", help="Whose answers, where the model has learned several controls: its name.")
+@click.option("--control", help="Name of the control to export, if the model has learned several.")
 @click.pass_obj
 def export(settings: Settings, tag: str, file: Path, control: str | None) -> None:
-    """Write the model TAG to FILE.bentomodel, which BentoML and Keras use anywhere, without this package."""
+    """Write the model TAG to FILE, a .bentomodel that BentoML and Keras use anywhere, without this package."""
     tag = tag if ":" in tag else f"{MODEL_NAME}:{tag}"
     with Shown(f"Writing {file.name}"):
         exported = standalone.export(settings, tag, file, control)
@@ -172,8 +172,8 @@ def jobs(settings: Settings, project: int | None, limit: int, *, watch: bool, as
     """
     List the trainings that wait, run and have ended, and why.
 
-    Below them stand the projects where none begins by itself, and what is missing there. Where trainings wait and no
-    worker runs, it says so on stderr, and they are "stalled" in JSON.
+    Below them are the projects where none starts by itself, and what is missing there. If trainings wait and no worker
+    runs, it says so on standard error, and they are "stalled" in JSON.
     """
     if watch and as_json:
         raise click.UsageError("--watch shows a list to people, and --json prints one for a script. Give one of them.")

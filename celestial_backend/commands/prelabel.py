@@ -342,10 +342,10 @@ class Prelabelling:
 @click.option(
     "--failures",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="List of the tasks that failed, one JSON object a line; else a file in MODEL_DIR.",
+    help="Where failed tasks are listed, one JSON object a line.  [default: a file in the state folder]",
 )
-@click.option("--distribute", is_flag=True, help="Let all workers predict, those of other machines included.")
-@click.option("--dry-run", is_flag=True, help="Only say how many tasks there are to do.")
+@click.option("--distribute", is_flag=True, help="Let all workers predict, on other machines too.")
+@click.option("--dry-run", is_flag=True, help="Only count the tasks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_obj
 def prelabel(
@@ -364,8 +364,7 @@ def prelabel(
     """
     Give every task of a project a prediction of its live model.
 
-    Tasks that hold one are passed over, so a run that was ended can be started again. The exit code is 1
-    when tasks failed.
+    Tasks that have one are skipped, so a run that was ended can be started again. The exit code is 1 if tasks failed.
     """
     run = Prelabelling(
         build(settings),

@@ -332,7 +332,7 @@ class _TrainingWorker:
 
 def _options(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
     """Arguments; those named like a setting take its place."""
-    parser = argparse.ArgumentParser(prog=program, description="Serve the celestial bodies model.")
+    parser = argparse.ArgumentParser(prog=program, description="Start the backend, and a worker that trains.")
     parser.add_argument("-p", "--port", dest="PORT", help="port to listen on (default: PORT or 9090)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all (default: 127.0.0.1, this machine)"
@@ -340,7 +340,7 @@ def _options(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("-d", "--debug", action="store_true", help="log at DEBUG, start anew when the code changes")
     parser.add_argument("--log-level", dest="LOG_LEVEL", choices=LOG_LEVELS, help="default: LOG_LEVEL or INFO")
     parser.add_argument(
-        "--model-dir", dest="MODEL_DIR", help="the state folder (default: MODEL_DIR, or `data` in the clone)"
+        "--model-dir", dest="MODEL_DIR", help="the state folder (default: MODEL_DIR, or `data` in the backend's folder)"
     )
     parser.add_argument("--check", action="store_true", help="load the model first, and exit if that fails")
     parser.add_argument("--no-worker", action="store_true", help="leave trainings to a worker that runs elsewhere")

@@ -29,7 +29,7 @@ from celestial_backend.models.classifier import HOOKS
 from celestial_backend.planets.__main__ import main as planets
 from celestial_backend.settings import MODEL_NAME, Settings
 from tests.support.backend_server import BODIES, REPOSITORY, Backends, plain_environ
-from tests.support.label_studio import LabelStudioServer, networks_without
+from tests.support.label_studio import VERSION, LabelStudioServer, networks_without
 
 STARTED_IN = Path.cwd()  # the settings' defaults are resolved when they are imported
 README, SECURITY, CHANGELOG = (REPOSITORY / f"{name}.md" for name in ("README", "SECURITY", "CHANGELOG"))
@@ -330,6 +330,11 @@ def in_shell(script: str, folder: Path) -> str:
     return subprocess.check_output(["/bin/sh", "-c", script], cwd=folder, env=environ, text=True, timeout=120)
 
 
+def _studio_installed(command: str, _folder: Path) -> None:
+    """It is the Label Studio that the tests use."""
+    assert command.endswith(f" && pip install label-studio=={VERSION}")
+
+
 def _consumer(command: str, _folder: Path) -> None:
     """The name is what the worker's file gives, and the compose file says the same."""
     code = "from celestial_backend.worker import huey; print(huey.name)"
@@ -421,6 +426,7 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "pytest -m studio --label-studio-database postgresql": _on_another_studio,
     "export LABEL_STUDIO_URL=http://127.0.0.1:8080 LABEL_STUDIO_API_KEY=YOUR-TOKEN": _exported,
     "env $(.venv/bin/python -m celestial_backend private-addresses 127.0.0.1) label-studio start": _studio_started,
+    "python3 -m venv ~/label-studio && . ~/label-studio/bin/activate && pip install label-studio==1.23.2": _studio_installed,
     "huey_consumer celestial_backend.worker.huey": _consumer,
     "docker compose up": _compose,
     "docker compose -f docker-compose.yml -f docker-compose.scale.yml up": _compose,

@@ -183,6 +183,14 @@ def test_a_token_that_is_given_once_reaches_all(
     assert person.run(folder, "--json").returncode == 0, "nobody is asked a second time"
     backend.wait_for_log("as it was given another token")
 
+    kept.unlink()
+    assert person.run("--new-token").returncode != 0, "there is nobody to ask"
+    assert typed(person, "0" * 40, "--new-token").returncode != 0
+    assert not kept.exists()
+    alone = typed(person, label_studio.personal_access_token, "--new-token")
+    assert "accepts the token" in alone.stdout, alone.stderr
+    assert kept.exists()
+
 
 def typed(person: Person, token: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command at a terminal, where a person pastes a token once it is asked for."""

@@ -64,7 +64,7 @@ def test_people_read_what_runs(services: Services) -> None:
     assert answer.headers["Vary"] == "Accept"
     page = answer.text
     for fact in (
-        f"Version {__version__}", services.store.live_tag(), "Earth, Jupiter", "http://backend.example:9090",
+        f"Version {__version__}", f"<dt>Name</dt><dd><code>{services.store.live_tag()}</code>", "Earth, Jupiter", "http://backend.example:9090",
         "1 waiting", "None has shown itself", "no password is set", "The backend is not told where",
         'href="versions?project=7"',
         'href="versions?project=9"', 'href="docs"', 'href="metrics"', 'href="health"', "operations.md",

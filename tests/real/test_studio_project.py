@@ -452,7 +452,7 @@ def test_settings_that_are_missing() -> None:
     """Both settings are named, whichever is missing."""
     for url, key in ((None, LEGACY), ("http://127.0.0.1:1", None)):
         text = said(StudioProject(Studio(Settings(label_studio_url=url, label_studio_api_key=key)), "1"))
-        assert text.endswith("needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. Set both.")
+        assert text.endswith("needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. Set both, or run `connect --new-token`.")
     assert "must be the token alone" in said(connect("http://127.0.0.1:1", "Token abc", 1))
 
 
