@@ -271,7 +271,9 @@ class Settings:
         "LOG_FORMAT", _log_format, "text", "Form of the log: `text`, or `json` with an object on each line."
     )
     port: int = setting("PORT", _port, 9090, "Port that the web server listens on.")
-    workers: int = setting("WORKERS", _count, 1, "Web server processes, each with its own model; the worker, which trains, is not counted.")
+    workers: int = setting(
+        "WORKERS", _count, 1, "Web server processes, each with its own model; the worker, which trains, is not counted."
+    )
     threads: int = setting(
         "THREADS",
         _count,
@@ -283,7 +285,10 @@ class Settings:
         "CELESTIAL_BENTOMODEL", _file, None, "A `.bentomodel` file, imported into the store at start and served."
     )
     data_folder: Path | None = setting(
-        "CELESTIAL_DATA_FOLDER", _folder, None, "Folder with the original pictures, which are found by the names of their files."
+        "CELESTIAL_DATA_FOLDER",
+        _folder,
+        None,
+        "Folder with the original pictures, which are found by the names of their files.",
     )
     label_studio_data: Path | None = setting(
         "CELESTIAL_LABEL_STUDIO_DATA",
@@ -329,8 +334,8 @@ class Settings:
         "CELESTIAL_REQUEST_MAX_MB",
         _positive,
         100.0,
-        "Megabytes that a request to /predict may have, and all at one time together; one to /setup or /webhook may have"
-        " a tenth.",
+        "Megabytes that a request to /predict may have, and all at one time together; one to /setup or /webhook may"
+        " have a tenth.",
     )
     batch_size: int = setting("CELESTIAL_BATCH_SIZE", _count, 64, "Tasks in one forward pass.")
     database_url: str | None = setting(

@@ -155,7 +155,8 @@ def with_token(settings: Settings, *, anew: bool) -> tuple[Settings, bool]:
     if (settings.label_studio_api_key and not anew) or not sys.stdin.isatty():
         return settings, False
     url = settings.label_studio_url or STUDIO
-    click.echo(f"Create a personal access token in Label Studio, and copy it: {settings.studio_link or url}{ACCOUNT}", err=True)
+    page = f"{settings.studio_link or url}{ACCOUNT}"
+    click.echo(f"Create a personal access token in Label Studio, and copy it: {page}", err=True)
     token = click.prompt("Paste it here; it is not shown", hide_input=True, err=True)
     return Settings.from_environ({**os.environ, "LABEL_STUDIO_URL": url, "LABEL_STUDIO_API_KEY": token}), True
 

@@ -89,8 +89,8 @@ def token(api: StudioProject, settings: Settings) -> Finding:
     """Whether Label Studio accepts the token, which kind it is, and whose."""
     key, name = settings.label_studio_api_key, "Token"
     mend = (
-        "Make a personal access token in Label Studio, Account & Settings. Then run `connect --new-token`, which asks for"
-        " it, or set LABEL_STUDIO_API_KEY."
+        "Make a personal access token in Label Studio, Account & Settings. Then run `connect --new-token`, which asks"
+        " for it, or set LABEL_STUDIO_API_KEY."
     )
     if not key:
         return Finding(name, "fail", "No token is known: LABEL_STUDIO_API_KEY is not set.", mend)

@@ -67,7 +67,10 @@ KNOW_WAIT_S = 0.1  # for the list of jobs, where /setup and /webhook look a proj
 IMPORTED = "TASKS_CREATED"  # an event of Label Studio
 TRAIN = "train"  # the name of the queue's task
 MESSAGES = 4  # of that task in the queue; whoever takes one puts in the next
-NOBODY_TO_ASK = "Labels are read from Label Studio, which needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. Set both, or run `connect --new-token`."
+NOBODY_TO_ASK = (
+    "Labels are read from Label Studio, which needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. Set both, or run"
+    " `connect --new-token`."
+)
 HOW_TO_START = (
     "Start the backend, or a worker: huey_consumer celestial_backend.worker.huey. Mind the same MODEL_DIR, or the same"
     " CELESTIAL_DATABASE_URL."

@@ -22,17 +22,17 @@ GOOD_S, BAD_S = 60.0, 5.0  # how long what was found is taken as true
 ANSWER_S = 5.0
 LOOK_S = 0.8  # for a project's first tasks
 FIRST = 20  # tasks
-GIVE_TOKEN = (
+HOW_TO_GIVE_IT = (
     "Run `python -m celestial_backend connect --new-token`, which asks for it; or set LABEL_STUDIO_URL and"
     " LABEL_STUDIO_API_KEY, and start the backend again."
 )
 KEYLESS = (
     "The backend has no token of Label Studio (LABEL_STUDIO_API_KEY), so it can read neither labels nor pictures there."
-    f" {GIVE_TOKEN}"
+    f" {HOW_TO_GIVE_IT}"
 )
 NOWHERE = (
     "The backend is not told where Label Studio is, so it can read neither labels nor pictures there."
-    f" {GIVE_TOKEN}"
+    f" {HOW_TO_GIVE_IT}"
 )
 UNKNOWN_YET = "Label Studio has not answered yet."
 

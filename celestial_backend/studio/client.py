@@ -250,7 +250,8 @@ class Studio:
         """
         if not self.url or not self._key:
             raise StudioError(
-                "Label Studio has to be asked, which needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. Set both, or run `connect --new-token`."
+                "Label Studio has to be asked, which needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. Set both, or run"
+                " `connect --new-token`."
             )
         _check_key(self._key)
         from label_studio_sdk import LabelStudio

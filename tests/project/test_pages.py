@@ -426,7 +426,8 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "pytest -m studio --label-studio-database postgresql": _on_another_studio,
     "export LABEL_STUDIO_URL=http://127.0.0.1:8080 LABEL_STUDIO_API_KEY=YOUR-TOKEN": _exported,
     "env $(.venv/bin/python -m celestial_backend private-addresses 127.0.0.1) label-studio start": _studio_started,
-    "python3 -m venv ~/label-studio && . ~/label-studio/bin/activate && pip install label-studio==1.23.2": _studio_installed,
+    "python3 -m venv ~/label-studio && . ~/label-studio/bin/activate "
+    "&& pip install label-studio==1.23.2": _studio_installed,
     "huey_consumer celestial_backend.worker.huey": _consumer,
     "docker compose up": _compose,
     "docker compose -f docker-compose.yml -f docker-compose.scale.yml up": _compose,
