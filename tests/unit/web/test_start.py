@@ -51,7 +51,7 @@ def test_what_is_missing_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     connect, studio, password = lines(caplog, settings)
     assert "http://ml-backend.internal:9090" in connect[1]
     assert studio[0] == logging.WARNING
-    assert "Set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY" in studio[1]
+    assert "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY" in studio[1]
     assert "user name and the password" in password[1]
     assert "sesame" not in caplog.text
 
