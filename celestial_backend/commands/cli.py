@@ -66,17 +66,21 @@ main.add_command(models)
 main.add_command(prelabel)
 
 
-@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@main.command(
+    short_help="Start the backend, in any folder.",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def serve(context: click.Context, arguments: Sequence[str]) -> None:
-    """Serve Label Studio on port 9090, from any folder; `serve --help` lists the arguments."""
+    """Start the backend on port 9090, in any folder; `serve --help` lists the arguments."""
     from celestial_backend.web import server
 
     sys.exit(server.serve(arguments, context.command_path))
 
 
-@main.command("private-addresses")
+@main.command("private-addresses", short_help="Print what lets Label Studio reach one address.")
 @click.argument("addresses", metavar="ADDRESS...", nargs=-1, required=True)
 def private_addresses(addresses: tuple[str, ...]) -> None:
     """
@@ -89,7 +93,7 @@ def private_addresses(addresses: tuple[str, ...]) -> None:
         click.echo(f"{name}={value}")
 
 
-@main.command()
+@main.command(short_help="Train on a project's labels, or on a folder.")
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--project", type=click.IntRange(min=1),

@@ -64,7 +64,7 @@ def read_address(_context: click.Context, _option: click.Parameter, text: str | 
         raise click.BadParameter(f"It {error}, got {text!r}.") from None
 
 
-@click.command()
+@click.command(short_help="Make a project from a folder of pictures.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), required=False)
 @click.option("--title", help="Title of the project, made if there is none of that title.  [default: FOLDER's name]")
 @click.option(
@@ -96,7 +96,7 @@ def connect(
     """
     Make a labelling project of the pictures in FOLDER, with the backend connected.
 
-    Done again, it adds the pictures that are new, and makes nothing twice.
+    Run again, it adds the pictures that are new, and makes nothing twice.
     """
     if folder is None:
         if not new_token:

@@ -282,7 +282,7 @@ def _forget_others(studio: Studio, project: int, backend_url: str) -> None:
             studio.ask("the models", lambda client, number=number: client.ml.delete(number))  # type: ignore[misc]
 
 
-@click.command()
+@click.command(short_help="Show everything, with a Label Studio of its own.")
 @click.option(
     "--folder", type=click.Path(file_okay=False, path_type=Path), help="Where its data go.  [default: MODEL_DIR/demo]"
 )

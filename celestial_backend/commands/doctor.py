@@ -22,7 +22,7 @@ from celestial_backend.studio.project import StudioProject
 COLOURS, WIDTH = {"ok": "green", "warn": "yellow", "fail": "red"}, 11
 
 
-@click.command()
+@click.command(short_help="Find what is wrong with a set-up, and how to fix it.")
 @click.option(
     "--project", type=click.IntRange(min=1),
     help="Check this project only.  [default: all that the backend is connected to]",

@@ -20,7 +20,7 @@ from celestial_backend.settings import Settings
 IMAGENET = "imagenet"
 
 
-@click.group()
+@click.group(short_help="Add another network that makes features.")
 def features() -> None:
     """What makes features of pictures, in the place of the network inside."""
 
@@ -36,7 +36,7 @@ def add(settings: Settings, name: str, weights: Path | None) -> None:
     """
     Put the network NAME of keras.applications, such as EfficientNetV2B0, into the store for CELESTIAL_EMBEDDER.
 
-    Done again, it replaces the one that is there.
+    Run again, it replaces the one that is there.
     """
     with Shown(f"Getting {name} and its weights"):
         network, scaling = build(name, weights)

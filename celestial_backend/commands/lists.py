@@ -57,8 +57,8 @@ def say(shown: Table) -> None:
     Console(width=min(terminal.width, WIDTH) if terminal.is_terminal else WIDTH).print(shown)
 
 
-@click.group(invoke_without_command=True)
-@click.option("--project", type=click.IntRange(min=1), help="Only the models of this project.")
+@click.group(invoke_without_command=True, short_help="List the models, or use, add or export one.")
+@click.option("--project", type=click.IntRange(min=1), help="Only the models that this project may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_context
 def models(context: click.Context, project: int | None, *, as_json: bool) -> None:
@@ -162,7 +162,7 @@ def export(settings: Settings, tag: str, file: Path, control: str | None) -> Non
     click.echo(f"{file} holds {exported}.")
 
 
-@click.command()
+@click.command(short_help="List trainings: waiting, running and ended, and why.")
 @click.option("--project", type=click.IntRange(min=1), help="Only the trainings of this project.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, the newest first.")
 @click.option("--watch", is_flag=True, help="Show what happens until Ctrl-C; in a pipe, a line for each change.")

@@ -331,7 +331,7 @@ class Prelabelling:
         self.failures.add(task, reason)
 
 
-@click.command()
+@click.command(short_help="Predict all tasks of a project, however many.")
 @click.option(
     "--project", type=click.IntRange(min=1), required=True, help="Label Studio's number of the project."
 )  # fmt: skip

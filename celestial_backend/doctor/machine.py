@@ -294,7 +294,7 @@ def seen(settings: Settings, url: str | None) -> Finding:
     studio, own = told["label_studio"], settings.digests(told["salt"])
     differing = [variable for variable in COMPARED if told["settings"].get(variable) != own[variable]]
     if studio["state"] != "accepted":
-        mend = "Set it where the backend is started, and start that anew; what is set in this shell does not reach it."
+        mend = "Variables are set where the backend is started; what is set in this shell does not reach it."
         return Finding(name, "fail", f"It says: {studio['detail']}", mend)
     if told["version"] != __version__:
         what = f"It is release {told['version']}, and this command is {__version__}."

@@ -54,7 +54,7 @@ def answering(studio: Studio) -> tuple[bool, list[Finding]]:
 
     name = "Label Studio"
     if studio.url is None:
-        mend = "Set LABEL_STUDIO_URL to its address as this machine sees it."
+        mend = "Run `connect FOLDER` or `connect --new-token`, or set LABEL_STUDIO_URL to its address."
         return False, [Finding(name, "fail", "LABEL_STUDIO_URL is not set.", mend)]
     try:  # a wrong token would be refused here too, so none is sent, which a client of the SDK cannot do
         answer = httpx.get(f"{studio.url}/api/version", timeout=ANSWER_S, follow_redirects=True)
