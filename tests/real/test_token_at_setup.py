@@ -157,7 +157,7 @@ def test_a_backend_that_is_told_nothing_learns_from_its_predictions(tmp_path: Pa
     assert predict(backend, value) == [[]]
     status, line = setup(backend)
     assert status == 422
-    assert "Set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY" in line
+    assert "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY" in line
 
 
 def test_a_request_without_tasks_tells_nothing_of_the_token(tmp_path: Path) -> None:
