@@ -314,7 +314,7 @@ def test_a_person_reads_what_runs(
     tab.on("console", lambda message: said.append(message.text))
     tab.goto(address)
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    expect(tab.get_by_text(services.store.live_tag())).to_be_visible()
+    expect(tab.get_by_text(services.store.live_tag()).first).to_be_visible()
     keep(tab, f"home-{scheme}-{width}", tmp_path)
     assert {url for url in asked if not url.startswith("data:")} == {f"{address}/"}
     tab.get_by_role("link", name="Try it").click()
