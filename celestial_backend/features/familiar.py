@@ -157,7 +157,7 @@ class Familiar:
         # Axes that were laid through the learned pictures hold all of them, and of new ones a part: those look nearer.
         learned = float(np.quantile(measure.distance(vectors), 1 - FALSE_ALARMS))
         least = LEAST_DISTANCE if best is Nearest else learned
-        return cls(measure, max(limit, learned, least), usual, round(skills[best], 4))
+        return cls(measure, max(limit, least), usual, round(skills[best], 4))
 
     @classmethod
     def nearest(cls, vectors: Vectors, groups: NDArray[np.integer]) -> Familiar:

@@ -106,9 +106,8 @@ def _familiar(own: _Space, pictures: Sequence[Image.Image], drawn: Sequence[Imag
     """Arrays for `familiar`; drawn pictures differ more among themselves than the others do."""
     packed = _packed("familiar", np.stack([own.vector(picture) for picture in (*pictures, *drawn)]))
     groups = np.repeat([0, 1], [len(pictures), len(drawn)])
-    found = Familiar.nearest(unit(_unpacked(packed, "familiar")), groups)
-    reach = found.measure.reach if isinstance(found.measure, Nearest) else np.ones(0)
-    return packed | {"familiar_reach": reach, "familiar_limits": np.array([found.limit, found.usual])}
+    found = Familiar.nearest(unit(_unpacked(packed, "familiar")), groups).arrays()
+    return packed | {"familiar_reach": found["reach"], "familiar_limits": found["numbers"]}
 
 
 class _Space(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from celestial_backend.features import unit
 from celestial_backend.planets import network, replay
 from celestial_backend.planets.examples import rendered
 from tests.support.backend_server import BODIES
@@ -27,3 +28,7 @@ def test_what_makes_the_model_makes_its_sample(tmp_path: Path, monkeypatch: pyte
     made = [EMBEDDER.vectors(EMBEDDER.prepare(example.load()))[0] for example in examples]
     assert sample.vectors["general"] == pytest.approx(np.stack(made), abs=float(np.ptp(made)) / 200)
     assert sample.copies["own"].shape[0] == 6 * replay.COPIES
+    known = replay.familiar(NAMES["own"])
+    assert known is not None
+    assert (known.strangeness(unit(sample.vectors["own"])) == 0).all(), "what it was made of is familiar"
+    assert (known.strangeness(unit(-sample.vectors["own"])) > 0).all()
