@@ -40,7 +40,7 @@ ALIVE: dict[str, Any] = {
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000,
 }  # fmt: skip
 SCHEMA = "celestial"  # of PostgreSQL, so that one database may serve Label Studio too
-VERSION = 1  # of the tables
+VERSION = 2  # of the tables
 OLDEST = 1  # the oldest release, by the version of its tables, that can work with these
 TABLES = (
     """CREATE TABLE IF NOT EXISTS work (
@@ -70,6 +70,17 @@ TABLES = (
         token TEXT NOT NULL DEFAULT '', worker TEXT NOT NULL DEFAULT '', lease DOUBLE PRECISION NOT NULL,
         turn INTEGER NOT NULL DEFAULT 0, body TEXT NOT NULL, answer TEXT NOT NULL DEFAULT '')""",
     "CREATE TABLE IF NOT EXISTS pruned (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS unshown (
+        project TEXT NOT NULL, task BIGINT NOT NULL, version TEXT NOT NULL, made TEXT NOT NULL DEFAULT '',
+        arm TEXT NOT NULL, said TEXT NOT NULL, score DOUBLE PRECISION NOT NULL, at DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (project, task, version))""",
+    """CREATE TABLE IF NOT EXISTS places (
+        project TEXT NOT NULL, task BIGINT NOT NULL, made TEXT NOT NULL DEFAULT '', place DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (project, task))""",
+    """CREATE TABLE IF NOT EXISTS audits (
+        seq {serial}, project TEXT NOT NULL, made TEXT NOT NULL DEFAULT '', version TEXT NOT NULL, state TEXT NOT NULL,
+        at DOUBLE PRECISION NOT NULL, about TEXT NOT NULL)""",
 )
 OF_SQLITE = "INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB"  # a serial number, and bytes
 OF_POSTGRESQL = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "BYTEA"

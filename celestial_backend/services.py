@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from celestial_backend.database import Database
 from celestial_backend.jobs.takeover import take_over_jobs
@@ -16,6 +18,7 @@ from celestial_backend.predictor import Predictor
 from celestial_backend.settings import Settings
 from celestial_backend.studio.access import Access
 from celestial_backend.studio.client import Studio
+from celestial_backend.trust.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,16 @@ class Services:
     jobs: Jobs
     metrics: Metrics
     access: Access
+    trial: Trial
+
+    def shown(self, tasks: Sequence[Any], answers: Sequence[Any], project: str) -> list[Any]:
+        """
+        The predictor's answers as Label Studio gets them; whoever predicts for it goes through here.
+
+        Raises:
+            StateError: As for `Trial.shown`.
+        """
+        return self.trial.shown(tasks, answers, project)
 
 
 def build(settings: Settings, *, look_only: bool = False) -> Services:
@@ -52,4 +65,5 @@ def _build_on(settings: Settings, database: Database, store: ModelStore, metrics
     images = ImageReader(settings, studio, metrics)
     jobs = Jobs(settings, database, store, studio)
     predictor = Predictor(settings, store, images, metrics, missing=jobs.missing)
-    return Services(settings, database, store, studio, images, predictor, jobs, metrics, Access(settings, studio))
+    return Services(settings, database, store, studio, images, predictor, jobs, metrics, Access(settings, studio),
+                    Trial(settings, database))  # fmt: skip

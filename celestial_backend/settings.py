@@ -27,6 +27,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LOG_FORMATS = ("text", "json")
 ON, OFF = ("on", "true", "1", "yes"), ("off", "false", "0", "no")
 WITHHOLD, LABEL = "withhold", "label"  # of CELESTIAL_UNKNOWN
+CONFIDENCE, MARGIN, TYPICAL = SCORES = "confidence", "margin", "typical"  # of CELESTIAL_SCORE
 NEVER = 0  # of CELESTIAL_TRAIN_EVERY: `off`
 PROJECT_MAX = 2**63 - 1  # what a database holds
 NEEDS_LABELS = f"{MODEL_NAME}:needs-labels"  # the version as long as nothing can be predicted; no model has it
@@ -134,6 +135,12 @@ def _switch(text: str) -> bool:
 def _unknown(text: str) -> str:
     if text.lower() not in (WITHHOLD, LABEL):
         raise ValueError(f"must be {WITHHOLD} or {LABEL}")
+    return text.lower()
+
+
+def _score(text: str) -> str:
+    if text.lower() not in SCORES:
+        raise ValueError(f"must be one of {', '.join(SCORES)}")
     return text.lower()
 
 
@@ -352,6 +359,26 @@ class Settings:
         WITHHOLD,
         "What becomes of a picture unlike all that was learned: `withhold` gives it no pre-label and a low score,"
         " `label` the likeliest choice.",
+    )
+    score: str = setting(
+        "CELESTIAL_SCORE",
+        _score,
+        CONFIDENCE,
+        "What Label Studio sorts by: `confidence`, the probability of what is said; `margin`, the lead over the next"
+        " choice; or `typical`, so that the pictures come first that teach most.",
+    )
+    control_share: float = setting(
+        "CELESTIAL_CONTROL_SHARE",
+        _share,
+        0.0,
+        "Share of the tasks, drawn at random, that are shown without their pre-label, so that `report` can tell what"
+        " pre-labels do to people; 0.1 is a good one.",
+    )
+    planted_share: float = setting(
+        "CELESTIAL_PLANTED_SHARE",
+        _share,
+        0.0,
+        "Share of the tasks with a ground truth, drawn at random, that are shown with a wrong pre-label.",
     )
     train_every: int | None = setting(
         "CELESTIAL_TRAIN_EVERY",

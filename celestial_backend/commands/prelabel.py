@@ -258,6 +258,7 @@ class Prelabelling:
                 f"The live model of project {self._project} changed from {self.summary.version} to {versions.pop()}"
                 " while its tasks were predicted. Run prelabel again, and all tasks get predictions of the new one."
             )
+        answers = self._services.shown(page, answers, self._project)
         return {task["id"]: answer for task, answer in zip(page, answers, strict=True) if answer}
 
     def _import(self, rows: Rows) -> None:

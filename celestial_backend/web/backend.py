@@ -179,12 +179,15 @@ class CelestialBodiesBackend(StatelessModel):
         Raises:
             LabelConfigError, ModelError: Nothing can be predicted; the whole request fails.
             BusyError: Its turn did not come while there was time to do anything.
+            StateError: As for `Trial.shown`.
         """
         del context
         now = time.monotonic()
         deadline = (now if asked_at is None else asked_at) + self.services.settings.predict_max_s
         with self.admission.turn(len(tasks), (now + deadline) / 2):
-            return self.services.predictor.predict(tasks, self.get("label_config") or "", deadline, self.project_id)
+            config, project = self.get("label_config") or "", self.project_id
+            answers = self.services.predictor.predict(tasks, config, deadline, project)
+            return self.services.shown(tasks, answers, project)
 
     def fit(self, event: str, data: dict[str, Any], **_: Any) -> dict[str, Any]:
         """
