@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from celestial_backend.trust.calibration import Bin
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -121,28 +123,6 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class Band:
-    """
-    Predictions of similar confidence, for a reliability diagram; counted where people did not see the pre-label.
-
-    Attributes:
-        low: From this confidence.
-        high: To this one.
-        labels: How many.
-        confidence: Their mean confidence.
-        right: The share that people agreed with.
-        spread: The 95 % interval of that share.
-    """
-
-    low: float
-    high: float
-    labels: int
-    confidence: float
-    right: float
-    spread: tuple[float, float]
-
-
-@dataclass(frozen=True)
 class Version:
     """
     What became of a model's predictions.
@@ -194,7 +174,7 @@ class Measured:
         disputes: How many tasks are disputed; `disputed` holds the first of them.
         confusion: The model against people.
         reliability: Confidence against agreement of people who did not see it.
-        calibration_error: The expected calibration error of those.
+        calibration_error: Of those, as `trust.calibration` has it.
         scores: How many predictions have a confidence from 0 to 0.1, from 0.1 to 0.2 and so on.
         versions: In the order of their first labels.
     """
@@ -220,7 +200,7 @@ class Measured:
     disputed: tuple[Disputed, ...]
     disputes: int
     confusion: Confusion
-    reliability: tuple[Band, ...]
+    reliability: tuple[Bin, ...]
     calibration_error: Figure
     scores: tuple[int, ...]
     versions: tuple[Version, ...]

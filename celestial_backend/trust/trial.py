@@ -30,7 +30,8 @@ KEY = "arms of tasks"  # its name in the database
 KEEP = """INSERT INTO unshown (project, task, version, made, arm, said, score, at)
     VALUES (:project, :task, :version, :made, :arm, :said, :score, :at)
     ON CONFLICT (project, task, version) DO UPDATE
-    SET made = excluded.made, arm = excluded.arm, said = excluded.said, score = excluded.score, at = excluded.at"""
+    SET made = excluded.made, arm = excluded.arm, said = excluded.said, score = excluded.score,
+    at = CASE WHEN unshown.made = excluded.made THEN unshown.at ELSE excluded.at END"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Unshown:
         arm: `WITHHELD` at random, `AUDITED` as people are to label it blind, or `PLANTED`: a wrong one was shown.
         said: The regions, as the predictor gave them.
         score: The prediction's.
-        at: Seconds since 1970.
+        at: When it was held back first, in seconds since 1970.
         made: When the project was made, as `settings.project_parts` gives it; "" if that was not known.
     """
 

@@ -10,7 +10,7 @@ import pytest
 
 from celestial_backend.database import Database
 from celestial_backend.settings import Settings
-from celestial_backend.trust.trial import WITHHELD, Trial
+from celestial_backend.trust.trial import WITHHELD, Trial, Unshown
 
 MARS = {"from_name": "body", "to_name": "image", "type": "choices", "value": {"choices": ["Mars"]}, "score": 0.9}
 
@@ -48,3 +48,14 @@ def test_nothing_is_held_back_unless_asked_for(settings: Settings) -> None:
     silent = replace(settings, control_share=0.0)
     assert Trial(silent, Database(silent)).shown(tasks, given, "7") == given
     assert Trial(settings, Database(settings)).shown(tasks, given, "") == given
+
+
+def test_what_is_held_back_again_keeps_its_moment(settings: Settings) -> None:
+    """Labels are matched with what was held back before them; only a project made anew begins anew."""
+    trial = Trial(settings, Database(settings))
+    first = Unshown(1, "v1", WITHHELD, [MARS], 0.9, at=1000.0, made="5")
+    for later in (first, replace(first, at=2000.0), replace(first, at=3000.0, score=0.8)):
+        trial.keep("7", [later])
+    assert [(each.at, each.score) for each in trial.kept("7")] == [(1000.0, 0.8)]
+    trial.keep("7", [replace(first, at=4000.0, made="6")])
+    assert [each.at for each in trial.kept("7")] == [4000.0]
