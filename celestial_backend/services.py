@@ -36,7 +36,7 @@ class Services:
     access: Access
     trial: Trial
 
-    def shown(self, tasks: Sequence[Any], answers: Sequence[Any], project: str) -> list[Any]:
+    def shown(self, tasks: Sequence[Any], answers: Sequence[Any], project: str, _config: str) -> list[Any]:
         """
         The predictor's answers as Label Studio gets them; whoever predicts for it goes through here.
 
@@ -52,18 +52,21 @@ def build(settings: Settings, *, look_only: bool = False) -> Services:
     # The jobs first: the pointers say which of them have published.
     database.old[settings.state.old_jobs] = partial(take_over_jobs, settings)
     database.old[settings.state.old_pointers] = partial(take_over_pointers, settings)
-    return _build_on(settings, database, ModelStore(settings, database, look_only=look_only), Metrics())
+    return _build_on(settings, database, ModelStore(settings, database, look_only=look_only), Metrics(),
+                     Trial(settings, database))  # fmt: skip
 
 
 def rebuild(services: Services, settings: Settings) -> Services:
-    """Build the services anew for another token of Label Studio; database, models and counts stay."""
-    return _build_on(settings, services.database, services.store, services.metrics)
+    """Build the services anew for another token of Label Studio; database, models, counts and the trial stay."""
+    return _build_on(settings, services.database, services.store, services.metrics, services.trial)
 
 
-def _build_on(settings: Settings, database: Database, store: ModelStore, metrics: Metrics) -> Services:
+def _build_on(
+    settings: Settings, database: Database, store: ModelStore, metrics: Metrics, trial: Trial
+) -> Services:
     studio = Studio(settings)
     images = ImageReader(settings, studio, metrics)
     jobs = Jobs(settings, database, store, studio)
     predictor = Predictor(settings, store, images, metrics, missing=jobs.missing)
     return Services(settings, database, store, studio, images, predictor, jobs, metrics, Access(settings, studio),
-                    Trial(settings, database))  # fmt: skip
+                    trial)  # fmt: skip

@@ -212,7 +212,7 @@ class Prelabelling:
             self.plan()
             self.failures.clear()
             for page, answers in self._answered(config):
-                self._import(self._rows(page, answers))
+                self._import(self._rows(page, answers, config))
                 self.summary.seconds = time.monotonic() - started
                 if on_progress is not None:
                     on_progress(self.summary)
@@ -251,15 +251,21 @@ class Prelabelling:
         self.summary.workers = distribution.workers
         yield from distribution.predict(self._pages())
 
-    def _rows(self, page: Page, answers: Answers) -> Rows:
+    def _rows(self, page: Page, answers: Answers, config: str) -> Rows:
         versions = {answer["model_version"] for answer in answers if answer} - {self.summary.version}
         if versions:
             raise ModelError(
                 f"The live model of project {self._project} changed from {self.summary.version} to {versions.pop()}"
                 " while its tasks were predicted. Run prelabel again, and all tasks get predictions of the new one."
             )
-        answers = self._services.shown(page, answers, self._project)
-        return {task["id"]: answer for task, answer in zip(page, answers, strict=True) if answer}
+        rows: Rows = {}
+        for task, said, shown in zip(page, answers, self._services.shown(page, answers, self._project, config),
+                                     strict=True):  # fmt: skip
+            if shown:
+                rows[task["id"]] = shown
+            elif said:
+                self._fail(task["id"], "What is held back of it cannot be written down. Run prelabel again.")
+        return rows
 
     def _import(self, rows: Rows) -> None:
         """Import each prediction whose task still has none; each once, whatever happens on the way."""

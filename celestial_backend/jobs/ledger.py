@@ -31,6 +31,11 @@ ENDED_MAX, ENDED_MAX_OF_ALL = 50, 1000  # jobs that are kept of one project, and
 WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED = "waiting", "running", "published", "kept", "failed", "merged"
 STATES = (WAITING, RUNNING, PUBLISHED, KEPT, FAILED, MERGED)
 NO_LIMIT = 2**62
+# Of another project of the same number; one that was forgotten has left them. All but the first are the room trust's.
+STRANGE = tuple(
+    f"DELETE FROM {table} WHERE project = :project AND made != :made AND (:new = 1 OR made != '')"  # noqa: S608 - ours
+    for table in ("live", "unshown", "places", "audits")
+)
 PRUNE = """
 DELETE FROM work WHERE id != :ended AND (
     seq IN (SELECT seq FROM work WHERE state NOT IN ('waiting', 'running')
@@ -465,8 +470,8 @@ class Ledger:
 
         Returns:
             Whether it is another project than the one that was known by its number. That one's live model is not
-            live any more, a job that may have read its labels has lost its lease and is begun again, and nothing is
-            known of the new one's labels.
+            live any more, what its people were not shown is removed, a job that may have read its labels has lost its
+            lease and is begun again, and nothing is known of the new one's labels.
         """
         with self._writing(project) as work:
             _know(work, project)
@@ -479,9 +484,8 @@ class Ledger:
             )
             put = "UPDATE projects SET made = :made, doubted = 0 WHERE project = :project"
             work.run(put, made=made, project=project)
-            # A project that was forgotten has left its pointer.
-            strange = "DELETE FROM live WHERE project = :project AND (:new = 1 OR made NOT IN ('', :made))"
-            work.run(strange, project=project, new=int(new), made=made)
+            for old in STRANGE:
+                work.run(old, project=project, new=int(new), made=made)
             if new:
                 lost = "UPDATE work SET token = '' WHERE project = :project AND state = 'running' AND id != :by"
                 work.run(lost, project=project, by=by)
@@ -497,7 +501,7 @@ class Ledger:
         return self._database.row(one, project=project) is not None
 
     def forget(self, project: str) -> None:
-        """Forget a project that is gone; its jobs stay."""
+        """Forget a project that is gone; its jobs, its model and what its people were not shown stay."""
         with self._writing(project) as work:
             work.run("DELETE FROM projects WHERE project = :project", project=project)
 

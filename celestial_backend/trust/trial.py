@@ -1,7 +1,7 @@
 """
-What people are shown of the predictor's answers: the pre-label, or for some tasks, drawn at random, none.
+What people are shown of the predictor's answers: the pre-label, or for tasks that are drawn none, or a wrong one.
 
-What pre-labels do to those who label is told by comparing the two kinds of tasks. So a task's arm must be drawn by
+What pre-labels do to those who label is told by comparing these tasks with the others. So a task's arm must be drawn by
 chance, be the same for all models and processes, and be guessed by nobody: it comes of a keyed hash of project and
 task, whose key lies in the database. What was held back lies there too.
 """
@@ -14,8 +14,9 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from celestial_backend.database import Database, Row, Transaction
@@ -25,13 +26,23 @@ from celestial_backend.settings import Settings, project_parts
 logger = logging.getLogger(__name__)
 
 WITHHELD, AUDITED, PLANTED = "withheld", "audited", "planted"  # why people do not see what the model says
-ASK_AGAIN_S = 2.0  # between two looks at the audits of a project
+ASK_AGAIN_S = 2.0  # between two looks at the open audits
+WARN_S = 60.0
 KEY = "arms of tasks"  # its name in the database
-KEEP = """INSERT INTO unshown (project, task, version, made, arm, said, score, at)
-    VALUES (:project, :task, :version, :made, :arm, :said, :score, :at)
-    ON CONFLICT (project, task, version) DO UPDATE
-    SET made = excluded.made, arm = excluded.arm, said = excluded.said, score = excluded.score,
-    at = CASE WHEN unshown.made = excluded.made THEN unshown.at ELSE excluded.at END"""
+# `prelabel` knows a project by its number alone. What was drawn for an audit stays that, whatever is predicted later.
+KEEP = """INSERT INTO unshown (project, task, version, made, arm, said, shown, score, at) VALUES
+    (:project, :task, :version, COALESCE(NULLIF(CAST(:made AS TEXT), ''), (SELECT projects.made FROM projects
+    WHERE projects.project = :project), ''), :arm, :said, :shown, :score, :at)
+    ON CONFLICT (project, task, version) DO UPDATE SET made = excluded.made, said = excluded.said,
+    arm = CASE WHEN excluded.arm = 'withheld' AND unshown.arm = 'audited' AND unshown.made IN ('', excluded.made)
+    THEN unshown.arm ELSE excluded.arm END, shown = excluded.shown, score = excluded.score, removed_at = NULL,
+    at = CASE WHEN unshown.made IN ('', excluded.made) THEN unshown.at ELSE excluded.at END"""
+# Without a moment, that of the project as it is known now.
+OF_PROJECT = """unshown.project = :project AND (unshown.made = '' OR unshown.made = COALESCE(NULLIF(CAST(:made AS TEXT),
+    ''), (SELECT NULLIF(projects.made, '') FROM projects WHERE projects.project = :project), unshown.made))"""
+AUDITS = """SELECT project, task, made FROM unshown WHERE arm = 'audited' AND EXISTS (SELECT 1 FROM audits
+    WHERE audits.project = unshown.project AND audits.state = 'open' AND audits.version = unshown.version)"""
+Wrong = Callable[[Any, list[dict[str, Any]]], list[dict[str, Any]]]  # task and regions -> wrong ones, or none
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,11 @@ class Unshown:
         version: The model's tag.
         arm: `WITHHELD` at random, `AUDITED` as people are to label it blind, or `PLANTED`: a wrong one was shown.
         said: The regions, as the predictor gave them.
-        score: The prediction's.
+        score: The prediction's, which people were shown.
         at: When it was held back first, in seconds since 1970.
         made: When the project was made, as `settings.project_parts` gives it; "" if that was not known.
+        shown: The regions that stood in their place; none but for `PLANTED`.
+        removed_at: When `removed` was told that Label Studio does not show them any more; None before.
     """
 
     task: int
@@ -55,6 +68,8 @@ class Unshown:
     score: float
     at: float
     made: str = ""
+    shown: list[dict[str, Any]] = field(default_factory=list)
+    removed_at: float | None = None
 
 
 class Trial:
@@ -63,50 +78,57 @@ class Trial:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._database = database
         self._share = settings.control_share
+        self._planted = settings.planted_share
         self._key: bytes | None = None
-        self._audited: dict[str, tuple[float, frozenset[int]]] = {}  # when the database is asked again, and the tasks
+        self._audited: dict[str, list[tuple[int, str]]] = {}  # project -> tasks of open audits, and when it was made
+        self._look_again = self._warn_again = 0.0  # on the monotonic clock
 
-    def shown(self, tasks: Sequence[Any], answers: Sequence[Any], project: str) -> list[Any]:
+    def shown(
+        self, tasks: Sequence[Any], answers: Sequence[Any], project: str, wrong: Wrong = lambda *_: []
+    ) -> list[Any]:
         """
         The predictor's answers as people may see them; what is held back is written down first.
 
         In place of a pre-label that is held back stands an empty one with the same score, so that neither the order
-        of the tasks nor a score tells which they are.
+        of the tasks nor a score tells what it was. Where it cannot be written down there is no answer, so that Label
+        Studio keeps none and asks again.
 
         Args:
             tasks: As Label Studio sends them.
             answers: As many, of `Predictor.predict`.
             project: As Label Studio sends it; without a number nothing is held back.
+            wrong: Asked for the tasks that are to get a wrong pre-label.
 
         Raises:
-            StateError: Nothing was ever read of the database, so nobody knows what is to be held back.
+            StateError: The key was never read, so nobody knows what is to be held back.
         """
         number, made = project_parts(project)
-        if not number:
+        audited = self.audited(number, made) if number else frozenset()
+        if not number or not (self._share or self._planted or audited):
             return list(answers)
-        audited = self.audited(number)
-        if not (self._share or audited):
-            return list(answers)
-        found, kept = list(answers), list[Unshown]()
+        found, kept = list(answers), dict[int, Unshown]()
         for place, (task, answer) in enumerate(zip(tasks, answers, strict=True)):
-            task_id = task.get("id") if isinstance(task, Mapping) else None
-            if not answer or not answer["result"] or not isinstance(task_id, int):
+            task_id = _id(task)
+            if task_id is None or not answer or not answer["result"]:
                 continue
-            arm = AUDITED if task_id in audited else self.arm(number, task_id)
+            arm, shown = AUDITED if task_id in audited else self.arm(number, task_id), list[dict[str, Any]]()
+            if not arm and self._planted and self.drawn(number, task_id, PLANTED) < self._planted:
+                shown = wrong(task, answer["result"])
+                arm = PLANTED if shown else ""
             if arm:
-                version, said, score = answer["model_version"], answer["result"], answer["score"]
-                kept.append(Unshown(task_id, version, arm, said, score, time.time(), made))
-                found[place] = {**answer, "result": []}
-        if kept:
-            try:
-                self.keep(number, kept)
-            except StateError as error:  # the models are kept, so that it can be asked for again
-                logger.warning("Project %s: what is held back of %d tasks is not kept: %s", number, len(kept), error)
+                kept[place] = Unshown(task_id, answer["model_version"], arm, answer["result"], answer["score"],
+                                      time.time(), made, shown)  # fmt: skip
+                found[place] = {**answer, "result": shown}
+        try:
+            self.keep(number, kept.values())
+        except StateError as error:
+            self._warn(number, len(kept), error)
+            return [[] if place in kept else answer for place, answer in enumerate(found)]
         return found
 
     def arm(self, number: str, task: int) -> str:
         """
-        `WITHHELD`, or "" for a task that is shown with its pre-label.
+        `WITHHELD`, or "" for a task that is shown with a pre-label.
 
         Raises:
             StateError: The key cannot be read and never was.
@@ -121,39 +143,46 @@ class Trial:
             StateError: As for `arm`.
         """
         if self._key is None:
-            self._key = self._read_key()
+            try:
+                self._key = self._read_key()
+            except StateError as error:
+                raise StateError(f"Which tasks get no pre-label cannot be drawn without its key. {error}") from error
         digest = hmac.digest(self._key, f"{purpose}\n{number}\n{task}".encode(), hashlib.sha256)
         return int.from_bytes(digest[:8]) / 2**64
 
-    def audited(self, number: str) -> frozenset[int]:
+    def audited(self, number: str, made: str = "") -> frozenset[int]:
         """The tasks of an open audit of a project; of the last seconds, or from before the database went away."""
-        again, known = self._audited.get(number, (0.0, frozenset[int]()))
-        if time.monotonic() < again:
-            return known
-        wanted = """SELECT task FROM unshown WHERE project = :project AND arm = :arm
-            AND EXISTS (SELECT 1 FROM audits WHERE audits.project = :project AND state = 'open'
-            AND audits.version = unshown.version)"""
-        try:
-            known = frozenset(int(row["task"]) for row in self._database.rows(wanted, project=number, arm=AUDITED))
-        except StateError as error:
-            logger.debug("%s", error)
-        self._audited[number] = time.monotonic() + ASK_AGAIN_S, known
-        return known
+        now = time.monotonic()
+        if now >= self._look_again:
+            self._look_again = now + ASK_AGAIN_S  # others go on with what is known
+            try:
+                found: dict[str, list[tuple[int, str]]] = {}
+                for row in self._database.rows(AUDITS):
+                    found.setdefault(row["project"], []).append((int(row["task"]), row["made"]))
+                self._audited = found
+            except StateError as error:
+                logger.debug("%s", error)
+            self._look_again = time.monotonic() + ASK_AGAIN_S
+        known = self._audited.get(number)
+        return frozenset(task for task, of in known if not (made and of) or of == made) if known else frozenset()
 
     def keep(self, number: str, unshown: Iterable[Unshown], within: Transaction | None = None) -> None:
         """
         Write down what is not shown.
 
         Raises:
-            StateError: That cannot be done.
+            StateError: That cannot be done, and nothing was written.
         """
-        if within is None:
-            with self._database.writing(f"unshown {number}") as transaction:
-                self.keep(number, unshown, transaction)
+        rows: list[dict[str, Any]] = [
+            {"project": number, "task": each.task, "version": each.version, "made": each.made, "arm": each.arm,
+             "said": json.dumps(each.said), "shown": json.dumps(each.shown), "score": float(each.score), "at": each.at}
+            for each in unshown
+        ]  # fmt: skip
+        if not rows:
             return
-        for each in unshown:
-            within.run(KEEP, project=number, task=each.task, version=each.version, made=each.made, arm=each.arm,
-                       said=json.dumps(each.said), score=each.score, at=each.at)  # fmt: skip
+        with nullcontext(within) if within else self._database.writing(f"unshown {number}") as transaction:
+            for row in sorted(rows, key=lambda row: row["task"]):
+                transaction.run(KEEP, **row)
 
     def kept(self, number: str, made: str = "") -> list[Unshown]:
         """
@@ -161,13 +190,38 @@ class Trial:
 
         Args:
             number: Of the project.
-            made: When it was made; what belongs to another project of the same number is left out.
+            made: When it was made, if that is known better than from the database; what belongs to another project
+                of the same number is left out.
 
         Raises:
             StateError: The database cannot be read.
         """
-        rows = self._database.rows("SELECT * FROM unshown WHERE project = :project ORDER BY at, task", project=number)
-        return [_read(row) for row in rows if not made or row["made"] in ("", made)]
+        select = f"SELECT * FROM unshown WHERE {OF_PROJECT} ORDER BY at, task"  # noqa: S608 - our own words
+        return [_read(row) for row in self._database.rows(select, project=number, made=made)]
+
+    def standing(self) -> dict[str, list[Unshown]]:
+        """
+        By project, what was planted and may still stand in Label Studio.
+
+        Raises:
+            StateError: The database cannot be read.
+        """
+        found: dict[str, list[Unshown]] = {}
+        for row in self._database.rows("SELECT * FROM unshown WHERE arm = 'planted' AND removed_at IS NULL"):
+            found.setdefault(row["project"], []).append(_read(row))
+        return found
+
+    def removed(self, number: str, planted: Iterable[Unshown]) -> None:
+        """
+        Remember that what was planted does not stand in Label Studio any more.
+
+        Raises:
+            StateError: That cannot be written.
+        """
+        put = """UPDATE unshown SET removed_at = :now WHERE project = :project AND task = :task AND version = :version"""
+        with self._database.writing(f"unshown {number}") as transaction:
+            for each in planted:
+                transaction.run(put, now=time.time(), project=number, task=each.task, version=each.version)
 
     def _read_key(self) -> bytes:
         get = "SELECT value FROM secrets WHERE name = :name"
@@ -176,11 +230,23 @@ class Trial:
             with self._database.writing(KEY) as transaction:
                 put = "INSERT INTO secrets (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTHING"
                 transaction.run(put, name=KEY, value=secrets.token_hex(32))
-                row = transaction.row(get, name=KEY)
-        return bytes.fromhex(row["value"]) if row else b""
+                (row,) = transaction.rows(get, name=KEY)
+        return bytes.fromhex(row["value"])
+
+    def _warn(self, number: str, tasks: int, error: StateError) -> None:
+        now = time.monotonic()
+        if now >= self._warn_again:
+            self._warn_again = now + WARN_S
+            logger.warning("Project %s: %d tasks get no prediction for now, as what is held back of them cannot be"
+                           " written down: %s", number, tasks, error)  # fmt: skip
+
+
+def _id(task: Any) -> int | None:
+    """A task's number, None without one that Label Studio can have given."""
+    number = task.get("id") if isinstance(task, Mapping) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63 else None
 
 
 def _read(row: Row) -> Unshown:
-    return Unshown(
-        int(row["task"]), row["version"], row["arm"], json.loads(row["said"]), row["score"], row["at"], row["made"]
-    )
+    values = {each.name: row[each.name] for each in fields(Unshown)}
+    return Unshown(**values | {name: json.loads(row[name]) for name in ("said", "shown")})
