@@ -218,7 +218,7 @@ class Trial:
         Raises:
             StateError: That cannot be written.
         """
-        put = """UPDATE unshown SET removed_at = :now WHERE project = :project AND task = :task AND version = :version"""
+        put = "UPDATE unshown SET removed_at = :now WHERE project = :project AND task = :task AND version = :version"
         with self._database.writing(f"unshown {number}") as transaction:
             for each in planted:
                 transaction.run(put, now=time.time(), project=number, task=each.task, version=each.version)
