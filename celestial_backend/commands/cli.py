@@ -23,6 +23,7 @@ from celestial_backend.commands.lists import jobs, models, shown_job
 from celestial_backend.commands.prelabel import prelabel
 from celestial_backend.commands.private_addresses import studio_variables
 from celestial_backend.commands.shown import Shown
+from celestial_backend.commands.suspects import suspects
 from celestial_backend.errors import CelestialError, TrainingError
 from celestial_backend.jobs.ledger import FAILED
 from celestial_backend.jobs.trainings import Jobs
@@ -64,6 +65,7 @@ main.add_command(features)
 main.add_command(jobs)
 main.add_command(models)
 main.add_command(prelabel)
+main.add_command(suspects)
 
 
 @main.command(

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,14 +125,11 @@ def teach(
     Returns:
         None where it has too few labels; the live model goes on to answer it.
     """
-    examples, rare = _usable(control, data.examples[control.from_name])
-    kept = _kept(control, data, champion, examples)
-    choices = _choices(control, examples, kept)
-    if not examples or len(choices) < (1 if control.multiple else 2):
+    course = _course(control, data, champion, spaces)
+    if course is None:
         return None
-    own = [space for space in spaces if space != OWN or champion.known(control.from_name)]
+    examples, rare, kept, choices, lessons = course
     pictures = [example.picture for example in examples]
-    lessons = _lessons(control, data, examples, kept, choices, own)
     fitted, count = heads.fit(lessons), len(examples)
     doubted = _doubted(fitted.unseen[:count], lessons, count)
     # What is judged is the head that believes all labels: one that does not would agree with itself.
@@ -165,6 +163,50 @@ def teach(
     right = fitted.unseen[:count].argmax(axis=1) == lessons.targets[:count].argmax(axis=1)
     said = [number for each, fine in zip(examples, right, strict=True) if fine for number in each.annotation_ids]
     return Lesson(head, verdict, fit, suspects, () if control.multiple else tuple(said))
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """
+    What heads that did not learn a label say of its picture.
+
+    Attributes:
+        examples: N labels of choices with enough of them.
+        choices: K choices.
+        said: Shape (N, K); their probabilities.
+    """
+
+    examples: tuple[Example, ...]
+    choices: tuple[str, ...]
+    said: NDArray[np.float64]
+
+
+def unseen(control: Control, data: Dataset, champion: Champion, spaces: Sequence[Space] = (GENERAL,)) -> Unseen | None:
+    """What cross-validation says of the labels of a control, as `teach` does it; None where they are too few."""
+    course = _course(control, data, champion, spaces)
+    if course is None:
+        return None
+    return Unseen(tuple(course.examples), course.choices, heads.fit(course.lessons).unseen[: len(course.examples)])
+
+
+class _Course(NamedTuple):
+    """What a control's head learns."""
+
+    examples: list[Example]
+    rare: dict[str, int]  # choices with too few labels, and how many
+    kept: Kept
+    choices: tuple[str, ...]
+    lessons: heads.Lessons
+
+
+def _course(control: Control, data: Dataset, champion: Champion, spaces: Sequence[Space]) -> _Course | None:
+    examples, rare = _usable(control, data.examples[control.from_name])
+    kept = _kept(control, data, champion, examples)
+    choices = _choices(control, examples, kept)
+    if not examples or len(choices) < (1 if control.multiple else 2):
+        return None
+    own = [space for space in spaces if space != OWN or champion.known(control.from_name)]
+    return _Course(examples, rare, kept, choices, _lessons(control, data, examples, kept, choices, own))
 
 
 def _usable(control: Control, examples: Sequence[Example]) -> tuple[list[Example], dict[str, int]]:

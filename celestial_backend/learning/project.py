@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from msgspec import structs
@@ -97,6 +97,14 @@ class Outcome:
     instead_of: str = ""
 
 
+class Material(NamedTuple):
+    """What a project can be learned from: how its labels are read, the live model, and labels and pictures."""
+
+    choices: ChoiceMap
+    champion: Live
+    data: Dataset
+
+
 class Learner:
     """Trains projects; one per process, used by one thread."""
 
@@ -118,18 +126,7 @@ class Learner:
         Raises:
             CelestialError: There is no new model, and the message says why.
         """
-        report("reading labels")
-        project = StudioProject(self._studio, request.project)
-        config = project.label_config()
-        choices = ChoiceMap.for_learning(config)
-        champion = self._champion(request.project, config)
-        labels = Labels(choices, request.project)
-        for task in project.labelled_tasks():
-            labels.add(task)
-        if labels.newest:
-            read_until(labels.newest)
-        labels.check({control.from_name: champion.known(control.from_name) for control in choices.controls})
-        data = self._read(request.project, project, labels, champion, report)
+        choices, champion, data = self.read(request.project, report, read_until)
         tried = self._tried(request.project, champion.live, data)
         if tried is not None:
             return Outcome(_nothing_new(tried, champion.live), Manifest(labels=data.counts))
@@ -142,6 +139,32 @@ class Learner:
         if not lessons:
             raise NotEnoughDataError(_few(data.counts))
         return self._end(request, champion, choices, data, lessons, report)
+
+    def read(self, project_id: str, report: Progress, read_until: Callable[[str], None] = lambda _: None) -> Material:
+        """
+        What a training of a project learns from now.
+
+        Args:
+            project_id: Label Studio's number of the project.
+            report: Told where the reading is.
+            read_until: As for `learn`.
+
+        Raises:
+            NotEnoughDataError: The labels are too few, and the message says what is missing.
+            CelestialError: Labels or pictures cannot be read.
+        """
+        report("reading labels")
+        project = StudioProject(self._studio, project_id)
+        config = project.label_config()
+        choices = ChoiceMap.for_learning(config)
+        champion = self._champion(project_id, config)
+        labels = Labels(choices, project_id)
+        for task in project.labelled_tasks():
+            labels.add(task)
+        if labels.newest:
+            read_until(labels.newest)
+        labels.check({control.from_name: champion.known(control.from_name) for control in choices.controls})
+        return Material(choices, champion, self._read(project_id, project, labels, champion, report))
 
     def _champion(self, project: str, config: str) -> Live:
         """The live model; in place of one of the project that is damaged, what projects begin with."""
