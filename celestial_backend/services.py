@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celestial_backend.database import Database
 from celestial_backend.jobs.takeover import take_over_jobs
@@ -18,7 +18,11 @@ from celestial_backend.predictor import Predictor
 from celestial_backend.settings import Settings
 from celestial_backend.studio.access import Access
 from celestial_backend.studio.client import Studio
+from celestial_backend.studio.labels import ProjectLabels
 from celestial_backend.trust.trial import Trial
+
+if TYPE_CHECKING:
+    from celestial_backend.trust.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,17 @@ class Services:
             StateError: As for `Trial.shown`.
         """
         return self.trial.shown(tasks, answers, project)
+
+    def evidence(self, project: str) -> Evidence:
+        """
+        All that people answered in a project of Label Studio, and what the models had said of it.
+
+        Raises:
+            CelestialError: As for `read_evidence`.
+        """
+        from celestial_backend.trust.evidence import read_evidence
+
+        return read_evidence(ProjectLabels(self.studio, project), self.trial)
 
 
 def build(settings: Settings, *, look_only: bool = False) -> Services:
