@@ -1,0 +1,70 @@
+"""A tab of Label Studio's Data Manager that shows chosen tasks, for whoever opens the project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from celestial_backend.studio.project import StudioProject
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+
+FIRST = "Default"  # the tab that Label Studio's page makes where there is none
+TASKS_MAX = 100  # each is a filter of its own, and each takes Label Studio a query
+HIDDEN = tuple(  # as Label Studio hides them in a new tab; and all that tells of predictions
+    f"tasks:{column}"
+    for column in (
+        "inner_id", "annotations_results", "annotations_ids", "total_predictions", "predictions_score",
+        "predictions_model_versions", "predictions_results", "file_upload", "storage_filename", "created_at",
+        "updated_at", "updated_by", "avg_lead_time", "draft_exists",
+    )
+)  # fmt: skip
+
+
+def show_tasks(project: StudioProject, title: str, tasks: Sequence[int]) -> int | None:
+    """
+    Make or renew the tab of a title, so that it shows these tasks and no others; without tasks, remove it.
+
+    Label Studio's API has a filter for a list of ids, but its page does not know that one, and shows nothing of the
+    whole project where a tab has it. So each task has a filter of its own, of which one must hold.
+
+    Args:
+        project: Of the tasks.
+        title: Of the tab; another one of that title is taken for it.
+        tasks: Their ids, `TASKS_MAX` at the most.
+
+    Returns:
+        The number of the tab; None without tasks.
+
+    Raises:
+        StudioError: As for `StudioProject.label_config`.
+    """
+    number = int(project.project_id) if project.project_id.isdecimal() else 0
+    return project.ask(f"the tabs of project {project.project_id}", lambda client: _show(client, number, title, tasks))
+
+
+def _show(client: LabelStudio, project: int, title: str, tasks: Sequence[int]) -> int | None:
+    tabs = client.views.list(project=project)
+    mine = [int(tab.id or 0) for tab in tabs if isinstance(tab.data, dict) and tab.data.get("title") == title]
+    for tab in mine if not tasks else mine[1:]:
+        client.views.delete(str(tab))
+    if not tasks:
+        return None
+    first: Any = _tab(FIRST)
+    if not tabs:  # else people would find no other tasks than these
+        client.views.create(project=project, data=first)
+    data: Any = _tab(title) | {"filters": {"conjunction": "or", "items": [_is(task) for task in sorted(tasks)]}}
+    if not mine:
+        return int(client.views.create(project=project, data=data).id or 0)
+    client.views.update(str(mine[0]), project=project, data=data)
+    return mine[0]
+
+
+def _tab(title: str) -> dict[str, Any]:
+    return {"title": title, "type": "list", "target": "tasks",
+            "hiddenColumns": {"explore": HIDDEN, "labeling": HIDDEN}}  # fmt: skip
+
+
+def _is(task: int) -> dict[str, Any]:
+    return {"filter": "filter:tasks:id", "operator": "equal", "type": "Number", "value": task}
