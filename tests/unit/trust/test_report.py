@@ -68,7 +68,8 @@ def measured(name: str = "choice", person: str = "Ada", choice: str = "Mars", fi
         figure, figure, figure, figure, figure, (Person("1", person, 100, figure, figure, figure, figure),),
         (Pair(person, "Bob", figure),), (Disputed(3, {person: (choice,), "Bob": ("Moon",)}, (choice,)),), 1,
         Confusion((choice, "Moon"), ((5, 1), (0, 4)), ((40, 0), (2, 48))), (Bin(0.9, 0.88, 0.8, 0.93, 60),), figure,
-        (0, 0, 0, 0, 0, 0, 1, 2, 3, 94), (Version("model:one", "2026-11-01T10:00:00Z", "", 100, figure, figure, figure),),
+        (0, 0, 0, 0, 0, 0, 1, 2, 3, 94),
+        (Version("model:one", "2026-11-01T10:00:00Z", "", 100, figure, figure, figure),),
     )  # fmt: skip
 
 
