@@ -28,7 +28,8 @@ from celestial_backend.studio.client import moment
 from celestial_backend.trust.charts import percent, span
 from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Choices, Evidence, Given
 from celestial_backend.trust.measures import Figure
-from celestial_backend.trust.trial import PLANTED
+from celestial_backend.trust.suspects import Suspect
+from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
 
 OVERRULED, UNKNOWN, DISPUTED = "Sure, and overruled", "Unlike all that was learned", "Disputed"
 TWINS, SUSPECT = "Alike, and labelled differently", "Perhaps labelled wrongly"
@@ -182,7 +183,7 @@ def read(
 
 
 def sights(
-    evidence: Evidence, album: Album, images: ImageReader, suspects: Sequence[int] = (), trouble: str = ""
+    evidence: Evidence, album: Album, images: ImageReader, suspects: Sequence[Suspect] = (), trouble: str = ""
 ) -> Sights:
     """
     What there is to see.
@@ -191,7 +192,7 @@ def sights(
         evidence: Of the project.
         album: Its pictures; an empty one where none could be read.
         images: Reads those that are shown.
-        suspects: Tasks whose label is perhaps wrong, the likeliest first.
+        suspects: The likeliest to be wrong first.
         trouble: Why the album is empty.
     """
     pairs, moved = twins(evidence, album), drift(evidence, album)
@@ -263,7 +264,7 @@ def drift(evidence: Evidence, album: Album) -> Drift:
 
 
 def again(
-    evidence: Evidence, pairs: Sequence[Twins], strange: Sequence[int] = (), suspects: Sequence[int] = ()
+    evidence: Evidence, pairs: Sequence[Twins], strange: Sequence[int] = (), suspects: Sequence[Suspect] = ()
 ) -> dict[int, list[str]]:
     """
     The tasks to look at again, at most `AGAIN_MAX`, the most urgent first, and why.
@@ -272,10 +273,11 @@ def again(
     model disagrees would not answer blind any more.
     """
     sure = (given for given in _overruled(evidence) if given.arm == SHOWN and (given.confidence or 0) >= SURE)
+    blind = {given.task for given in evidence.given if given.arm in (WITHHELD, AUDITED, PLANTED)}
     kinds = {
         DISPUTED: list(_disputed(evidence)),
         TWINS: [task for pair in pairs for task in (pair.one, pair.other)],
-        SUSPECT: list(suspects),
+        SUSPECT: [each.tasks[0] for each in suspects if not blind & set(each.tasks)],
         OVERRULED: [given.task for given in sure],
         UNKNOWN: [*strange, *_unknown(evidence)],
     }
@@ -288,7 +290,7 @@ def again(
 
 
 def telling(
-    evidence: Evidence, pairs: Sequence[Twins], strange: Sequence[int] = (), suspects: Sequence[int] = ()
+    evidence: Evidence, pairs: Sequence[Twins], strange: Sequence[int] = (), suspects: Sequence[Suspect] = ()
 ) -> list[Telling]:
     """The pictures that tell most, at most `TELLING_MAX`, as many of each kind as there are; no task twice."""
     first = evidence.controls[0].from_name if evidence.controls else ""
@@ -297,7 +299,7 @@ def telling(
         [Telling(UNKNOWN, first, (task,)) for task in [*strange, *_unknown(evidence)]],
         [Telling(DISPUTED, control, (task,)) for task, control in _disputed(evidence).items()],
         [Telling(TWINS, pair.control, (pair.one, pair.other), _how_alike(pair)) for pair in pairs],
-        [Telling(SUSPECT, first, (task,)) for task in suspects],
+        [Telling(SUSPECT, each.control, each.tasks[:1], _how_else(each)) for each in suspects],
     ]
     found, used = list[Telling](), set[int]()
     for turn in zip_longest(*kinds):
@@ -367,6 +369,10 @@ def _pairs(control: Control, labels: Mapping[int, Choices], album: Album) -> Ite
             one, other = sorted((tasks[start + row], tasks[nearest[row]]))
             exact = album.digests[one, control.data_key] == album.digests[other, control.data_key]
             yield Twins(control.from_name, one, other, max(0.0, float(distances[row].min())), exact)
+
+
+def _how_else(suspect: Suspect) -> str:
+    return f"a model that has not learned the label says {named(frozenset(suspect.said))}, {suspect.sure:.2f}"
 
 
 def _how_alike(pair: Twins) -> str:

@@ -35,6 +35,7 @@ from celestial_backend.trust.measures import (
     Person,
     Version,
 )
+from celestial_backend.trust.suspects import Suspect
 from celestial_backend.trust.trial import WITHHELD
 
 EVIL = """<img src=x onerror="alert(1)">'&{{ 7 * 7 }}"""
@@ -250,6 +251,10 @@ def test_too_few_pictures_tell_nothing_of_drift() -> None:
     assert album.drift(Evidence("7", "", "", (), ()), Album()).figure.value is None
 
 
+def suspect(task: int) -> Suspect:
+    return Suspect("choice", (task,), (task,), ("Mars",), ("Moon",), 0.02, 0.97)
+
+
 def test_each_kind_of_telling_picture_is_there_and_no_task_twice() -> None:
     labels = [
         *(given(task, "Moon", said=frozenset({"Mars"}), confidence=1 - task / 100) for task in range(1, 21)),
@@ -258,7 +263,7 @@ def test_each_kind_of_telling_picture_is_there_and_no_task_twice() -> None:
         given(40, "Mars", arm=UNPREDICTED, version="one"), given(41, "Mars", arm=UNPREDICTED),
     ]  # fmt: skip
     pair = album.Twins("choice", 50, 51, 0.01, exact=False)
-    found = album.telling(evidence(labels), [pair], [60], [70])
+    found = album.telling(evidence(labels), [pair], [60], [suspect(70)])
     assert {each.kind for each in found} == {OVERRULED, UNKNOWN, DISPUTED, TWINS, SUSPECT}
     tasks = [task for each in found for task in each.tasks]
     assert len(found) == album.TELLING_MAX
@@ -276,7 +281,7 @@ def test_whoever_labelled_blind_is_not_sent_back_because_the_model_disagrees() -
         given(2, "Moon", arm=WITHHELD, **said),
         given(3, "Moon", said=said["said"], confidence=0.5),
     ]
-    assert album.again(evidence(labels), []) == {1: [OVERRULED]}
+    assert album.again(evidence(labels), [], [], [suspect(2)]) == {1: [OVERRULED]}
     assert album.again(evidence([*labels, given(2, "Mars", "2")]), [])[2] == [DISPUTED]
 
 
