@@ -31,7 +31,7 @@ from celestial_backend.trust.measures import Figure
 from celestial_backend.trust.suspects import Suspect
 from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
 
-OVERRULED, UNKNOWN, DISPUTED = "Sure, and overruled", "Unlike all that was learned", "Disputed"
+OVERRULED, UNKNOWN, DISPUTED = "Sure, and overruled", "Unknown to the model", "Disputed"
 TWINS, SUSPECT = "Alike, and labelled differently", "Perhaps labelled wrongly"
 TELLING_MAX, AGAIN_MAX = 12, 100
 LABELLED_MAX = 5000  # tasks with a label that are looked at, the newest

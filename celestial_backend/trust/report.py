@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +33,7 @@ def page(measures: Measures, sights: Sights) -> str:
         verdicts=list(_verdicts(measures)),
         steps=steps(measures, sights),
         drift=_drift(sights.drift),
+        again=_by_reason(sights.again),
         task_link=lambda task: task_link(measures.link, task),
         rows_max=ROWS_MAX,
     )
@@ -143,6 +144,14 @@ def _matrix(confusion: Confusion, counts: Sequence[Sequence[int]]) -> dict[str, 
     names = [confusion.choices[group[0]] if group != rest else OTHERS for group in groups]
     rows = [[sum(counts[i][j] for i in mine for j in theirs) for theirs in groups] for mine in groups]
     return {"names": names, "rows": [[(count, count / (sum(row) or 1)) for count in row] for row in rows]}
+
+
+def _by_reason(again: Mapping[int, list[str]]) -> list[tuple[str, list[int]]]:
+    """Tasks with the same reasons together."""
+    found: dict[str, list[int]] = {}
+    for task, reasons in again.items():
+        found.setdefault("; ".join(reasons), []).append(task)
+    return [(why, sorted(tasks)) for why, tasks in found.items()]
 
 
 def _drift(drift: Drift) -> str | Markup:
