@@ -8,10 +8,10 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -126,6 +126,7 @@ class Predictor:
         deadline: float = math.inf,
         project: str = "",
         on_failure: OnFailure | None = None,
+        barred: Mapping[str, Collection[str]] | None = None,
     ) -> list[Any]:
         """
         One answer per task, in order: a prediction, or ``[]`` for a task that failed.
@@ -144,6 +145,7 @@ class Predictor:
             deadline: On the monotonic clock; tasks whose pictures are not there by then get ``[]``.
             project: Label Studio's number of the project, whose live model predicts all of them.
             on_failure: Told each failure too, in the thread that calls; not those that were late.
+            barred: As `ChoiceMap.barred`. What is asked so in addition is not counted.
 
         Raises:
             LabelConfigError: As for `check`.
@@ -157,6 +159,8 @@ class Predictor:
                         project_parts(project)[0], tag)  # fmt: skip
             return [[] for _ in tasks]
         model, choices = served
+        if barred:
+            choices = replace(choices, barred=barred)
         far = self._single if len(tasks) == 1 else self._far
         failures = _Failures(self._metrics, on_failure)
         request = _Request(model, choices, deadline, failures, self._near.share(), far.share())
@@ -172,7 +176,8 @@ class Predictor:
             logger.warning("%d tasks were not reached in time; retrieve predictions again, and they are next", late)
         answers = [[] if answer is LATE else answer for answer in answers + left]
         failed = answers.count([])
-        self._metrics.tasks(len(tasks) - failed, failed)
+        if not barred:
+            self._metrics.tasks(len(tasks) - failed, failed)
         logger.debug(  # at INFO each request has a line already, and each run of a command
             "Predicted %d of %d tasks with %s in %.2f s, %d failed",
             len(tasks) - failed, len(tasks), tag, time.monotonic() - started, failed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from celestial_backend.settings import Settings
 from celestial_backend.studio.access import Access
 from celestial_backend.studio.client import Studio
 from celestial_backend.studio.labels import ProjectLabels
+from celestial_backend.trust.planted import in_place_of, take_away, truth_of
 from celestial_backend.trust.trial import Trial
 
 if TYPE_CHECKING:
@@ -40,14 +42,23 @@ class Services:
     access: Access
     trial: Trial
 
-    def shown(self, tasks: Sequence[Any], answers: Sequence[Any], project: str, _config: str) -> list[Any]:
+    def shown(
+        self, tasks: Sequence[Any], answers: Sequence[Any], project: str, config: str, deadline: float = math.inf
+    ) -> list[Any]:
         """
         The predictor's answers as Label Studio gets them; whoever predicts for it goes through here.
 
         Raises:
             StateError: As for `Trial.shown`.
         """
-        return self.trial.shown(tasks, answers, project)
+
+        def wrong(task: Any, answer: Any) -> list[dict[str, Any]]:
+            if not (truth := truth_of(task, config)):
+                return []
+            (other,) = self.predictor.predict([task], config, deadline, project, barred=truth)
+            return in_place_of(answer, other, truth)
+
+        return self.trial.shown(tasks, answers, project, wrong)
 
     def evidence(self, project: str) -> Evidence:
         """
@@ -82,6 +93,7 @@ def _build_on(
     studio = Studio(settings)
     images = ImageReader(settings, studio, metrics)
     jobs = Jobs(settings, database, store, studio)
+    jobs.beside.append(partial(take_away, trial, studio))
     predictor = Predictor(settings, store, images, metrics, missing=jobs.missing)
     return Services(settings, database, store, studio, images, predictor, jobs, metrics, Access(settings, studio),
                     trial)  # fmt: skip

@@ -170,8 +170,9 @@ class Prelabelling:
         tags = [model.tag for model in services.store.registry.models()]
         exact = not any(version.lower() in tag.lower() for tag in tags if tag != version)
         self._tasks = PendingTasks(
-            services.studio, project_id, version, conditions, only_unlabelled=only_unlabelled, exact=exact
-        )
+            services.studio, project_id, version, conditions, only_unlabelled=only_unlabelled, exact=exact,
+            truths=services.settings.planted_share > 0,
+        )  # fmt: skip
         self.summary = Summary(project_id, version)
 
     def plan(self) -> Summary:

@@ -39,7 +39,7 @@ def suspects(settings: Settings, project: int, limit: int, *, as_json: bool) -> 
     if not (settings.label_studio_url and settings.label_studio_api_key):
         raise SettingsError(NOBODY_TO_ASK)
     services = build(settings)
-    learner = Learner(settings, services.store, services.studio, services.images)
+    learner = Learner(settings, services.store, services.studio, services.images, services.trial.misled)
     with Shown(f"Looking at the labels of project {project}") as shown:
 
         def report(stage: str, **where: int | None) -> None:

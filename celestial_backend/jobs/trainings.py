@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -83,6 +83,7 @@ class Jobs:
     def __init__(self, settings: Settings, database: Database, store: ModelStore, studio: Studio) -> None:
         self.ledger = Ledger(database)
         self.name = ""  # of this worker, from its first sign of life on
+        self.beside: list[Callable[[], None]] = []  # what else a worker does every minute; nothing is raised
         self._looker = Looker(settings, store, studio)
         self._settings = settings
         self._database = database
@@ -499,6 +500,8 @@ class Jobs:
             with _apart("Labels cannot be looked at"):
                 if not wanted:
                     self._tell_untold()
+                    for work in self.beside:
+                        work()
                 self._look_round(wanted=wanted)
             if not wanted:
                 self._pass_on()

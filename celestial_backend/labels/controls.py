@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -178,6 +178,18 @@ class Control:
         if not (self.multiple and self.columns.multiple):
             return said, probability_of[ranked[0]]
         return said, min(share if choice in said else 1 - share for choice, share in probability_of.items())
+
+    def without(self, row: Sequence[object], barred: Collection[str]) -> list[float]:
+        """The row as if some choices were known to be wrong; the rest of its probabilities adds up to 1 again."""
+        columns, left = self.columns, [_probability(share) for share in row]
+        for column, name in enumerate(columns.classes, columns.start):
+            if self.choice_of.get(name) in barred:
+                left[column] = 0.0
+        mine = slice(columns.start, columns.start + len(columns.classes))
+        total = sum(left[mine])
+        if total > 0 and not columns.multiple:
+            left[mine] = [share / total for share in left[mine]]
+        return left
 
     def _probabilities(self, row: Sequence[object]) -> tuple[dict[str, float], float]:
         """Those of the choices, and of all classes together that have no choice."""

@@ -221,12 +221,14 @@ class ChoiceMap:
         controls: Those that the model serves, in the config's order; none while it knows no choice.
         warnings: Sentences about what the model will not predict, for the log.
         rules: Control -> what must hold for the page to show it; only of those that the page may hide.
+        barred: Control -> choices that are not predicted, as if they were known to be wrong.
     """
 
     classes: tuple[str, ...]
     controls: tuple[Control, ...]
     warnings: tuple[str, ...]
     rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict, hash=False)
+    barred: Mapping[str, Collection[str]] = field(default_factory=dict, hash=False)
 
     @classmethod
     def from_config(cls, label_config: str, classes: Sequence[str], own: Sequence[Columns] = ()) -> ChoiceMap:
@@ -300,6 +302,8 @@ class ChoiceMap:
             if len(row) != len(self.classes):
                 raise ModelError(f"The model gave {len(row)} probabilities for its {len(self.classes)} classes.")
             strange = float(strangeness[control.data_key][control.columns.head]) if strangeness else 0.0
+            if control.from_name in self.barred:
+                row = control.without(row, self.barred[control.from_name])
             said[control.from_name], score_of[control.from_name] = control.choose(row, strange)
         regions = [
             {"id": f"choice-{number}", **control.region(chosen), "score": score_of[control.from_name]}

@@ -15,7 +15,7 @@ import io
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -322,8 +322,15 @@ def _settle(wanted: Wanted, future: Future[bytes]) -> None:
 class Labels:
     """The votes of a project's tasks, before any picture is read; tells at once what cannot be learned."""
 
-    def __init__(self, choices: ChoiceMap, project: str) -> None:
+    def __init__(self, choices: ChoiceMap, project: str, misled: Collection[int] = ()) -> None:
+        """
+        Args:
+            choices: For learning.
+            project: Its number.
+            misled: Tasks with which people were shown a wrong pre-label on purpose; see `votes_of`.
+        """
         self.choices = choices
+        self._misled = misled
         self.wanted: dict[tuple[int, str], Wanted] = {}
         self.newest: str | None = None
         self.tasks = self.given = 0
@@ -339,7 +346,7 @@ class Labels:
         self.newest = max(filter(None, moments), key=moment, default=None)
         self.tasks += 1
         self.given += len(annotations)
-        votes, left_out = votes_of(task, self.choices)
+        votes, left_out = votes_of(task, self.choices, misled=int(task["id"]) in self._misled)
         self.left_out += left_out
         votes.sort(key=lambda vote: vote.data_key)
         for data_key, mine in groupby(votes, key=lambda vote: vote.data_key):

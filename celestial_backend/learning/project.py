@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -108,11 +108,27 @@ class Material(NamedTuple):
 class Learner:
     """Trains projects; one per process, used by one thread."""
 
-    def __init__(self, settings: Settings, store: ModelStore, studio: Studio, images: ImageReader) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: ModelStore,
+        studio: Studio,
+        images: ImageReader,
+        misled: Callable[[str], Collection[int]] = lambda _: (),
+    ) -> None:
+        """
+        Args:
+            settings: Of the process.
+            store: With the live model, and for the new one.
+            studio: Whose labels are learned.
+            images: Reads the pictures.
+            misled: The tasks of a project with which people were shown a wrong pre-label on purpose.
+        """
         self._settings = settings
         self._store = store
         self._studio = studio
         self._images = images
+        self._misled = misled
 
     def learn(self, request: Request, report: Progress, read_until: Callable[[str], None]) -> Outcome:
         """
@@ -158,7 +174,7 @@ class Learner:
         config = project.label_config()
         choices = ChoiceMap.for_learning(config)
         champion = self._champion(project_id, config)
-        labels = Labels(choices, project_id)
+        labels = Labels(choices, project_id, self._misled(project_id))
         for task in project.labelled_tasks():
             labels.add(task)
         if labels.newest:

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 UNAIDED, ACCEPTED, CORRECTED = "unaided", "accepted", "corrected"
 SKIPPED = "skipped by the annotator"
 NOT_TRUTH = "beside a ground truth"
+MISLED = "where a wrong pre-label was shown on purpose"
 REPLACED = "replaced by a later one of the same annotator"
 NO_CHOICE = "without a choice"
 SEVERAL = "with several choices where one is asked for"
@@ -92,7 +93,9 @@ class Consensus(NamedTuple):
     source: str
 
 
-def votes_of(task: Mapping[str, Any], choices: ChoiceMap) -> tuple[list[Vote], Counter[str]]:
+def votes_of(
+    task: Mapping[str, Any], choices: ChoiceMap, *, misled: bool = False
+) -> tuple[list[Vote], Counter[str]]:
     """
     The votes of a task, in the order of their annotations and the config's controls, and what was left out.
 
@@ -101,6 +104,11 @@ def votes_of(task: Mapping[str, Any], choices: ChoiceMap) -> tuple[list[Vote], C
     the annotation says anything else. A control that the page hides, by what the annotation says of others, was not
     answered at all.
 
+    Args:
+        task: As above.
+        choices: For learning.
+        misled: People were shown a wrong pre-label on purpose: what they said is left out but for a ground truth.
+
     Returns:
         Votes, and for each reason the number of annotations (of each control) without one.
     """
@@ -108,10 +116,12 @@ def votes_of(task: Mapping[str, Any], choices: ChoiceMap) -> tuple[list[Vote], C
     given = [each for each in task.get("annotations") or () if isinstance(each, Mapping)]
     standing = [each for each in given if not each.get("was_cancelled")]
     left_out[SKIPPED] = len(given) - len(standing)
-    true = [each for each in standing if each.get("ground_truth")]
-    left_out[NOT_TRUTH] = len(standing) - len(true) if true else 0
-    latest = _latest(true or standing)
-    left_out[REPLACED] = len(true or standing) - len(latest)
+    counted = [each for each in standing if each.get("ground_truth")]
+    if not counted and not misled:
+        counted = standing
+    left_out[MISLED if misled else NOT_TRUTH] = len(standing) - len(counted)
+    latest = _latest(counted)
+    left_out[REPLACED] = len(counted) - len(latest)
     votes = []
     for annotation in sorted(latest, key=lambda each: int(each["id"])):
         said = choices.choices_of(annotation.get("result"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from functools import partial
@@ -41,6 +41,7 @@ REMOVE_S = 10.0  # a training goes on for so long after it was published, to rem
 REMOVE_PATIENCE_S = 3.0  # for a Label Studio that is away meanwhile; there is another time
 REMOVE_PAGE = 50  # tasks; what is read of them is done at once, while people go on labelling
 LISTED_PARTS = "id,data,predictions,model_version,total_annotations"
+TRUTHS = ",is_labeled,annotations,result,was_cancelled,ground_truth,completed_by,updated_at"
 LAST = 2**31 - 1  # no task of Label Studio has a larger id
 UNLABELLED = {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
 FILTER_RULE = (
@@ -385,6 +386,33 @@ class StudioProject:
                 return Removed(total, some_left=False)
             last = max(task.number for task in tasks)
 
+    def remove_of_done(self, wanted: Collection[tuple[int, str]]) -> set[tuple[int, str]]:
+        """
+        Remove predictions from those tasks that have as many annotations as they shall have.
+
+        Args:
+            wanted: Tasks, and of each the version of its prediction.
+
+        Returns:
+            Those that are not there any more; with their tasks, too.
+
+        Raises:
+            StudioError: As for `label_config`; some may have been removed.
+        """
+        over, left = set[tuple[int, str]](), sorted({task for task, _ in wanted})
+        while left:
+            some, left = left[:REMOVE_PAGE], left[REMOVE_PAGE:]
+            one = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number"}
+            these = {"conjunction": "or", "items": [one | {"value": task} for task in some]}
+            found = self._listed(these, REMOVE_PAGE, PREDICTED, _predicted)
+            over |= {each for each in wanted if each[0] in set(some) - {task.number for task in found}}
+            for task in (task for task in found if task.is_done):
+                for prediction, version in task.ours:
+                    if (task.number, version) in wanted:
+                        self.ask(f"prediction {prediction} to be removed", partial(_remove, prediction=prediction))
+                over |= {each for each in wanted if each[0] == task.number}
+        return over
+
     def _tasks(self, filters: list[dict[str, Any]], parts: str = PARTS) -> Iterator[dict[str, Any]]:
         last = 0
         while True:
@@ -471,6 +499,12 @@ def _plain(task: Any) -> dict[str, Any]:
     predictions = [{"id": each.id, "result": each.result} for each in task.predictions or ()]
     annotations = [dict(each) for each in task.annotations or ()]
     return {"id": int(task.id), "data": dict(task.data), "annotations": annotations, "predictions": predictions}
+
+
+def _truth(task: Any) -> dict[str, Any]:
+    """What is known of a task's ground truth, in the form of a request of Label Studio's."""
+    true = [dict(each) for each in task.annotations or () if each.get("ground_truth")]
+    return {"is_labeled": bool(task.is_labeled), "annotations": true} if true else {}
 
 
 def _predicted(page: Any) -> list[_Predicted]:
@@ -588,9 +622,11 @@ class PendingTasks(StudioProject):
         *,
         only_unlabelled: bool = False,
         exact: bool,
+        truths: bool = False,
     ) -> None:
         super().__init__(studio, project_id)
         self._version = version
+        self._parts = LISTED_PARTS + (TRUTHS if truths else "")
         self._either = conditions.either
         self._only_unlabelled = only_unlabelled
         self._asked = exact and not self._either  # Label Studio, for the version
@@ -617,7 +653,12 @@ class PendingTasks(StudioProject):
         return self._listed(_all_of(OPEN, without), 1, "id", lambda page: int(page.response.total))
 
     def pages(self, size: int) -> Iterator[list[dict[str, Any]]]:
-        """The pending tasks, ``id`` and ``data``, by id; a page holds those after the last of the page before."""
+        """
+        The pending tasks by id; a page holds those after the last of the page before.
+
+        Each has ``id`` and ``data``, and where truths are wanted, ``is_labeled`` and ``annotations``, as far as these
+        are a ground truth.
+        """
         for found in self._pages(1, LAST, size):
             page = [task for task in found if not task["held"]]
             if page:
@@ -723,12 +764,13 @@ class PendingTasks(StudioProject):
                     "data": task.data,
                     "held": any(each.model_version == self._version for each in task.predictions or ()),
                     "labelled": bool(task.total_annotations),
+                    **(_truth(task) if self._parts != LISTED_PARTS else {}),
                 }
                 for task in page.items or ()  # a condition on annotations gives a task once for each of them
             }
             return tasks, int(page.response.total)
 
-        tasks, total = self._listed(filters, size, LISTED_PARTS, read)
+        tasks, total = self._listed(filters, size, self._parts, read)
         if not all(first <= task <= last for task in tasks):
             raise StudioError(
                 'This Label Studio cannot join conditions by "or" and look for ids besides (1.23.2 can). Run once for'

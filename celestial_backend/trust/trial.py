@@ -42,7 +42,8 @@ OF_PROJECT = """unshown.project = :project AND (unshown.made = '' OR unshown.mad
     ''), (SELECT NULLIF(projects.made, '') FROM projects WHERE projects.project = :project), unshown.made))"""
 AUDITS = """SELECT project, task, made FROM unshown WHERE arm = 'audited' AND EXISTS (SELECT 1 FROM audits
     WHERE audits.project = unshown.project AND audits.state = 'open' AND audits.version = unshown.version)"""
-Wrong = Callable[[Any, list[dict[str, Any]]], list[dict[str, Any]]]  # task and regions -> wrong ones, or none
+Regions = list[dict[str, Any]]
+Wrong = Callable[[Any, Any], Regions]  # a task and its answer -> regions with a likely wrong choice; none without any
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ class Unshown:
     task: int
     version: str
     arm: str
-    said: list[dict[str, Any]]
+    said: Regions
     score: float
     at: float
     made: str = ""
-    shown: list[dict[str, Any]] = field(default_factory=list)
+    shown: Regions = field(default_factory=list)
     removed_at: float | None = None
 
 
@@ -111,9 +112,9 @@ class Trial:
             task_id = _id(task)
             if task_id is None or not answer or not answer["result"]:
                 continue
-            arm, shown = AUDITED if task_id in audited else self.arm(number, task_id), list[dict[str, Any]]()
+            arm, shown = AUDITED if task_id in audited else self.arm(number, task_id), Regions()
             if not arm and self._planted and self.drawn(number, task_id, PLANTED) < self._planted:
-                shown = wrong(task, answer["result"])
+                shown = wrong(task, answer)
                 arm = PLANTED if shown else ""
             if arm:
                 kept[place] = Unshown(task_id, answer["model_version"], arm, answer["result"], answer["score"],
@@ -198,6 +199,15 @@ class Trial:
         """
         select = f"SELECT * FROM unshown WHERE {OF_PROJECT} ORDER BY at, task"  # noqa: S608 - our own words
         return [_read(row) for row in self._database.rows(select, project=number, made=made)]
+
+    def misled(self, number: str) -> frozenset[int]:
+        """
+        The tasks of a project in which something was planted, whether it still stands or not.
+
+        Raises:
+            StateError: The database cannot be read.
+        """
+        return frozenset(each.task for each in self.kept(number) if each.arm == PLANTED)
 
     def standing(self) -> dict[str, list[Unshown]]:
         """

@@ -187,7 +187,7 @@ class CelestialBodiesBackend(StatelessModel):
         with self.admission.turn(len(tasks), (now + deadline) / 2):
             config, project = self.get("label_config") or "", self.project_id
             answers = self.services.predictor.predict(tasks, config, deadline, project)
-            return self.services.shown(tasks, answers, project, config)
+            return self.services.shown(tasks, answers, project, config, deadline)
 
     def fit(self, event: str, data: dict[str, Any], **_: Any) -> dict[str, Any]:
         """

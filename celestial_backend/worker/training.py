@@ -145,7 +145,7 @@ def _learned(services: Services, ledger: Ledger, job: Job) -> Outcome | Ending:
         tempfile.tempdir = str(folder)  # what BentoML and others leave behind goes with it
         _withdraw(services, job)
         _see_project(services, job)
-        learner = Learner(services.settings, services.store, services.studio, services.images)
+        learner = Learner(services.settings, services.store, services.studio, services.images, services.trial.misled)
         request = Request(job.project, job.id, job.attempts, folder)
         return learner.learn(request, ProgressOfJob(ledger, job), partial(ledger.read_until, job.project))
     except ProjectGoneError as error:
