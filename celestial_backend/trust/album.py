@@ -23,11 +23,12 @@ from celestial_backend.features import Embedder, Familiar, FeatureCache, unit
 from celestial_backend.features.familiar import FALSE_ALARMS
 from celestial_backend.labels import Control, value_of
 from celestial_backend.learning.dataset import Reader, Wanted
+from celestial_backend.learning.votes import Choices
 from celestial_backend.pictures.reader import ImageReader
 from celestial_backend.studio.client import moment
 from celestial_backend.trust.charts import percent, span
-from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Choices, Evidence, Given
-from celestial_backend.trust.measures import Figure
+from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Evidence, Given
+from celestial_backend.trust.figures import Figure
 from celestial_backend.trust.suspects import Suspect
 from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
 

@@ -7,234 +7,528 @@ nothing here asks anybody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import combinations
 
-from celestial_backend.trust.calibration import Bin
+from celestial_backend.labels import Control
+from celestial_backend.learning.votes import Choices
+from celestial_backend.models.manifest import Manifest
+from celestial_backend.studio.client import moment
+from celestial_backend.trust.calibration import calibration_error, reliability
+from celestial_backend.trust.evidence import SHOWN, Evidence, Given
+from celestial_backend.trust.figures import (
+    Compared,
+    Confusion,
+    Disputed,
+    Figure,
+    Measured,
+    Measures,
+    Pair,
+    Person,
+    Version,
+)
+from celestial_backend.trust.intervals import (
+    Interval,
+    Times,
+    alpha,
+    difference,
+    kappa,
+    middle,
+    ratio,
+    share,
+    typical,
+    wilson,
+)
+from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
+
+LEAST, LEAST_OF_SOME = 20, 10  # tasks for a figure; of a choice, a range of confidence, or a person
+LEAST_EACH = 5  # times of a person with and without a pre-label, to compare them with themselves
+LEAST_CALIBRATED = 50
+LONGEST_S = 3600.0  # for a task; whoever takes longer was away
+BANDS = (0.5, 0.8, 0.95)  # where ranges of confidence end
+DISPUTED_MAX, PAIRS_MAX, CONFUSED_MAX = 100, 20, 40
+OTHERS = "others"  # beyond the most frequent choices
+GONE = "accounts that are gone"
+BY_TRUTH, BY_BLIND, BY_OTHERS = "ground truth", "others who saw no pre-label", "others who saw it too"
+WITHOUT = "tasks without a pre-label"
+CONTROL_REMEDY = "Set CELESTIAL_CONTROL_SHARE=0.1, so that a random tenth of the tasks is shown without"
 
 
-@dataclass(frozen=True)
-class Figure:
+def measure(evidence: Evidence, manifests: Mapping[str, Manifest] | None = None) -> Measures:
     """
-    One number, how sure it is, and what it means.
+    All figures that the labels of a project give.
 
-    Attributes:
-        sentence: For people, whole: it names the number and its interval, or says what is missing.
-        value: A share from 0 to 1, or what the sentence says; None where there is not enough yet.
-        low: The lower end of its 95 % interval; None with the value.
-        high: The upper end.
-        n: Labels that it rests on.
-        missing: About how many more of them are needed; 0 with a value, or where nobody can say.
+    Args:
+        evidence: What people answered.
+        manifests: Tag -> what is told of the model; those of labels' versions are used.
     """
+    judged = [each for each in evidence.given if not each.truth]
+    saved, without, with_one = _seconds(judged)
+    left_out = Counter(evidence.left_out)
+    left_out["marked as ground truth"] += len({each.annotation for each in evidence.given if each.truth})
+    return Measures(
+        project=evidence.number,
+        title=evidence.title,
+        link=evidence.link,
+        at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        tasks=evidence.tasks,
+        labelled=len({each.task for each in judged}),
+        annotators=len({_name(each, evidence) for each in judged}),
+        seconds_saved=saved,
+        seconds_with=with_one,
+        seconds_without=without,
+        controls=tuple(_OfControl(control, evidence, manifests or {}).measured() for control in evidence.controls),
+        left_out=dict(+left_out),
+    )
 
-    sentence: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    missing: int = 0
+
+class _OfControl:
+    """The labels of one control, and what they tell."""
+
+    def __init__(self, control: Control, evidence: Evidence, manifests: Mapping[str, Manifest]) -> None:
+        mine = [each for each in evidence.given if each.control == control.from_name]
+        self._control, self._evidence, self._manifests = control, evidence, manifests
+        self._judged = [each for each in mine if not each.truth]
+        self._shown = [each for each in self._judged if each.arm == SHOWN]
+        self._truths = _by_task(each for each in mine if each.truth)
+        self._tasks = _by_task(self._judged)
+        self._right = {each.annotation: self._truth_for(each) for each in self._judged}
+
+    def measured(self) -> Measured:
+        blind = self._blind
+        known = [each for each in blind if each.confidence is not None]
+        sure, same = [float(each.confidence or 0) for each in known], [each.kept for each in known]
+        disputed = self._disputed()
+        return Measured(
+            control=self._control.from_name,
+            multiple=self._control.multiple,
+            choices=self._control.choices,
+            labels=dict(Counter(each.arm for each in self._judged)),
+            kept=_kept(self._shown, "Of the pre-labels that people saw", LEAST),
+            kept_rightly=self._kept_rightly(),
+            truths=self._truths_told(),
+            compared=self._compared("", self._comparable, LEAST),
+            by_choice=self._compared_by(lambda each: _written(each.said or ())),
+            by_confidence=self._compared_by(_band),
+            by_person=self._compared_by(lambda each: _name(each, self._evidence)),
+            over_corrected=self._over_corrected(),
+            under_corrected=self._under_corrected(),
+            planted=self._planted(),
+            accuracy=_accuracy(blind, LEAST),
+            alpha=self._alpha(),
+            people=self._people(),
+            pairs=self._pairs(),
+            disputed=tuple(disputed[:DISPUTED_MAX]),
+            disputes=len(disputed),
+            confusion=self._confusion(),
+            reliability=tuple(reliability(sure, same)),
+            calibration_error=_calibration(sure, same),
+            scores=_histogram(self._judged),
+            versions=self._versions(),
+        )
+
+    @cached_property
+    def _blind(self) -> list[Given]:
+        """
+        Labels on what was not shown, of tasks that the model had not learned.
+
+        The withheld are a random part of all; where there is none, those that were drawn for an audit.
+        """
+        for arm in (WITHHELD, AUDITED):
+            if found := [each for each in self._judged if each.arm == arm and not self._was_learned(each)]:
+                return found
+        return []
+
+    @cached_property
+    def _comparable(self) -> list[Given]:
+        """Labels on versions of which some predictions were withheld: the others were made under other conditions."""
+        versions = {each.version for each in self._judged if each.arm == WITHHELD}
+        return [each for each in self._judged if each.version in versions and each.arm in (SHOWN, WITHHELD)]
+
+    @cached_property
+    def _learned(self) -> dict[str, Callable[[int], bool]]:
+        from celestial_backend.learning.dataset import within
+
+        told = {tag: manifest.annotations for tag, manifest in self._manifests.items()}
+        return {tag: within(text) for tag, text in told.items() if text}
+
+    def _was_learned(self, given: Given) -> bool:
+        """Whether the model had learned what somebody else said of the task."""
+        learned = self._learned.get(given.version)
+        return learned is not None and any(learned(each.annotation) for each in self._tasks[given.task])
+
+    # What is right
+
+    def _truth_for(self, given: Given) -> tuple[Choices, str] | None:
+        """What is right for a label, and who says so; nobody's own label tells whether it is."""
+        if decided := _most(self._truths.get(given.task, ())):
+            return decided, BY_TRUTH
+        others = [each for each in self._tasks[given.task] if each.annotator != given.annotator]
+        blind = [each for each in others if each.arm not in (SHOWN, PLANTED)]
+        decided = _most(blind or others)
+        return None if decided is None else (decided, BY_BLIND if blind else BY_OTHERS)
+
+    def _is_right(self, given: Given, answer: Choices | None) -> bool | None:
+        told = self._right[given.annotation]
+        return None if told is None or answer is None else told[0] == answer
+
+    def _truths_told(self) -> tuple[str, ...]:
+        counts = Counter(told[1] for each in self._shown if (told := self._right[each.annotation]))
+        sentences = {
+            BY_TRUTH: "A ground truth tells what is right for {} labels.",
+            BY_BLIND: "For {} labels it is what most others chose who saw no pre-label.",
+            BY_OTHERS: "For {} labels it is what most others chose who saw the same pre-label, which may have misled"
+            " them too.",
+        }
+        lacking = len(self._shown) - counts.total()
+        more = [f"For {lacking} labels nobody can tell."] if lacking else []
+        return (*(sentence.format(counts[how]) for how, sentence in sentences.items() if counts[how]), *more)
+
+    def _kept_rightly(self) -> Figure:
+        known = [each for each in self._shown if each.kept and self._is_right(each, each.chosen) is not None]
+        return _share(known, lambda each: bool(self._is_right(each, each.chosen)),
+                      "Of the pre-labels that were kept, {share} are right ({span}; {n} labels).",
+                      "tasks with a ground truth, or with another person's label")  # fmt: skip
+
+    def _over_corrected(self) -> Figure:
+        right = [each for each in self._shown if self._is_right(each, each.said)]
+        return _share(right, lambda each: not self._is_right(each, each.chosen),
+                      "Of the right pre-labels, {share} were changed to something wrong ({span}; {n} labels).",
+                      "right pre-labels on tasks of which the truth is known")  # fmt: skip
+
+    def _under_corrected(self) -> Figure:
+        wrong = [each for each in self._shown if self._is_right(each, each.said) is False]
+        return _share(wrong, lambda each: each.kept,
+                      "Of the wrong pre-labels, {share} were kept ({span}; {n} labels).",
+                      "wrong pre-labels on tasks of which the truth is known")  # fmt: skip
+
+    def _planted(self) -> Figure:
+        planted = [each for each in self._judged if each.arm == PLANTED]
+        return _share(planted, lambda each: each.kept,
+                      "Of the errors that were planted, {share} were kept ({span}; {n} labels).",
+                      "labels on planted errors")  # fmt: skip
+
+    # What a pre-label does
+
+    def _compared(self, name: str, labels: Sequence[Given], least: int) -> Compared:
+        seen = [each for each in labels if each.arm == SHOWN]
+        unseen = [each for each in labels if each.arm == WITHHELD]
+        shown = _share(seen, lambda each: each.kept,
+                       "Where people saw what the model said, {share} agreed with it ({span}; {n} labels).",
+                       "tasks with a pre-label", least)  # fmt: skip
+        withheld = _share(unseen, lambda each: each.kept,
+                          "Where it was withheld from them, {share} agreed with it ({span}; {n} labels).",
+                          WITHOUT if unseen else f"{WITHOUT}. {CONTROL_REMEDY}", least)  # fmt: skip
+        if shown.value is None or withheld.value is None:
+            lacking = withheld if withheld.value is None else shown
+            return Compared(name, shown, withheld, lacking, lacking)
+        one, other = _interval(seen), _interval(unseen)
+        return Compared(name, shown, withheld, _difference(difference(one, other)), _unlooked(one, other))
+
+    def _compared_by(self, group: Callable[[Given], str | None]) -> tuple[Compared, ...]:
+        groups: dict[str, list[Given]] = {}
+        for each in self._comparable:
+            if (name := group(each)) is not None:
+                groups.setdefault(name, []).append(each)
+        ordered = sorted(groups.items(), key=lambda one: (-len(one[1]), one[0]))
+        return tuple(self._compared(name, labels, LEAST_OF_SOME) for name, labels in ordered)
+
+    # Among people
+
+    def _alpha(self) -> Figure:
+        answers = [[each.chosen for each in mine] for mine in self._tasks.values() if len(mine) > 1]
+        found = alpha(answers)
+        if len(answers) < LEAST:
+            return _none("tasks that several people label", sum(map(len, answers)), LEAST - len(answers))
+        if found is None:
+            return _none("all gave the same answer to all tasks, so agreement cannot be told from habit")
+        word = "well" if found.value >= 0.8 else "fairly" if found.value >= 2 / 3 else "little"
+        return _told(found, f"Annotators agree {word}: Krippendorff's alpha is {found.value:.2f}"
+                            f" ({_span(found, '{:.2f}'.format)}; {found.tasks} tasks).")  # fmt: skip
+
+    def _people(self) -> tuple[Person, ...]:
+        groups: dict[str, list[Given]] = {}
+        for each in self._judged:
+            groups.setdefault(_name(each, self._evidence), []).append(each)
+        found = []
+        for name, labels in sorted(groups.items(), key=lambda one: (-len(one[1]), one[0])):
+            beside = [each for each in labels if len(self._tasks[each.task]) > 1 and self._others(each) is not None]
+            checked = [each for each in labels if (told := self._right[each.annotation]) and told[1] == BY_TRUTH]
+            found.append(Person(
+                labels[0].annotator, name, len(labels),
+                _kept(labels, f"Of the pre-labels that {name} saw", LEAST_OF_SOME),
+                _share(beside, lambda each: each.chosen == self._others(each),
+                       "{share} of their labels are what most others chose ({span}; {n} labels).",
+                       "tasks that others label too", LEAST_OF_SOME),
+                _share(checked, lambda each: bool(self._is_right(each, each.chosen)),
+                       "{share} of their labels are what a ground truth says ({span}; {n} labels).",
+                       "tasks with a ground truth", LEAST_OF_SOME),
+                _typical_seconds(labels),
+            ))  # fmt: skip
+        return tuple(found)
+
+    def _others(self, given: Given) -> Choices | None:
+        return _most([each for each in self._tasks[given.task] if each.annotator != given.annotator])
+
+    def _pairs(self) -> tuple[Pair, ...]:
+        common: dict[tuple[str, str], list[tuple[Hashable, Hashable]]] = {}
+        for mine in self._tasks.values():
+            named = sorted((name, each) for each in mine if (name := self._evidence.people.get(each.annotator)))
+            for (one, first), (other, second) in combinations(named, 2):
+                common.setdefault((one, other), []).append((first.chosen, second.chosen))
+        ordered = sorted(common.items(), key=lambda each: (-len(each[1]), each[0]))
+        return tuple(Pair(one, other, _kappa(both)) for (one, other), both in ordered[:PAIRS_MAX])
+
+    def _disputed(self) -> list[Disputed]:
+        found = []
+        for task, mine in self._tasks.items():
+            counts = Counter(each.chosen for each in mine)
+            if len(counts) > 1:
+                agreed = max(counts.values()) / len(mine)
+                answers: dict[str, tuple[str, ...]] = {}
+                for each in mine:
+                    name = _name(each, self._evidence)
+                    answers[name if name not in answers else f"{name} ({len(answers)})"] = tuple(sorted(each.chosen))
+                said = next((each.said for each in reversed(mine) if each.said), frozenset())
+                decided = _most(self._truths.get(task, ())) or frozenset()
+                found.append((agreed, -len(mine), task,
+                              Disputed(task, answers, tuple(sorted(said)), tuple(sorted(decided)))))  # fmt: skip
+        return [each for *_, each in sorted(found, key=lambda one: (bool(one[3].decided), *one[:3]))]
+
+    # The model
+
+    def _confusion(self) -> Confusion:
+        told = [each for each in self._judged if each.said is not None and each.arm != PLANTED]
+        seen = Counter(name for each in told for name in (_written(each.said or ()), _written(each.chosen)))
+        order = {name: place for place, name in enumerate(self._control.choices)}
+        frequent = [name for name, _ in seen.most_common(CONFUSED_MAX)]
+        names = sorted(frequent, key=lambda name: (order.get(name, len(order)), name))
+        names += [OTHERS] * (len(seen) > len(names))
+        place = {name: number for number, name in enumerate(names)}
+        tables = []
+        for blind in (True, False):
+            table = [[0] * len(names) for _ in names]
+            for each in told:
+                if (each.arm != SHOWN) == blind:
+                    row, column = (place.get(_written(what or ()), -1) for what in (each.said, each.chosen))
+                    table[row][column] += 1
+            tables.append(tuple(map(tuple, table)))
+        return Confusion(tuple(names), *tables)
+
+    def _versions(self) -> tuple[Version, ...]:
+        groups: dict[str, list[Given]] = {}
+        for each in sorted(self._judged, key=lambda each: moment(each.at)):
+            if each.version:
+                groups.setdefault(each.version, []).append(each)
+        return tuple(
+            Version(
+                tag, labels[0].at, labels[-1].at, len(labels),
+                _kept(labels, "Of its pre-labels that people saw", LEAST_OF_SOME),
+                _accuracy([each for each in self._blind if each.version == tag], LEAST_OF_SOME),
+                self._tested(tag),
+            )
+            for tag, labels in groups.items()
+        )  # fmt: skip
+
+    def _tested(self, tag: str) -> Figure:
+        scores = self._manifests.get(tag, Manifest()).scores or {}
+        found = scores.get(self._control.from_name)
+        if found is None or not found.labels or found.right > found.labels:
+            return _none("its training tells nothing of this control")
+        value = found.right / found.labels
+        told = Interval(value, *wilson(value, found.labels), found.labels, found.labels)
+        return _told(told, f"In training it said {percent(value)} of the labels right that it had not learned"
+                           f" ({_span(told)}; {found.labels} labels).")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Compared:
+def percent(value: float) -> str:
+    """A share for people; one digit more where that tells something."""
+    digits = 1 if 0 < abs(value) < 0.0995 or 0 < 1 - abs(value) < 0.0195 else 0
+    return f"{100 * value:.{digits}f} %"
+
+
+def _name(given: Given, evidence: Evidence) -> str:
+    return evidence.people.get(given.annotator, GONE)
+
+
+def _written(choices: Collection[str]) -> str:
+    return " + ".join(sorted(choices)) or "none"
+
+
+def _band(given: Given) -> str | None:
+    if given.confidence is None:
+        return None
+    edges = (0.0, *BANDS, 1.0)
+    place = sum(given.confidence >= edge for edge in BANDS)
+    return f"{edges[place]:g} to {edges[place + 1]:g}"
+
+
+def _by_task(given: Iterable[Given]) -> dict[int, list[Given]]:
+    found: dict[int, list[Given]] = {}
+    for each in given:
+        found.setdefault(each.task, []).append(each)
+    return found
+
+
+def _most(given: Sequence[Given]) -> Choices | None:
+    """What most of them chose; None for a tie, or of nobody."""
+    counts = Counter(each.chosen for each in given).most_common(2)
+    return counts[0][0] if counts and (len(counts) == 1 or counts[0][1] > counts[1][1]) else None
+
+
+def _span(found: Interval, write: Callable[[float], str] = percent) -> str:
+    return f"95 % interval {write(found.low).removesuffix(' %')} to {write(found.high)}"
+
+
+def _told(found: Interval, sentence: str) -> Figure:
+    return Figure(sentence, found.value, found.low, found.high, found.n)
+
+
+def _none(why: str, n: int = 0, missing: int = 0) -> Figure:
+    """A figure that cannot be told, and why."""
+    return Figure(f"Not enough yet: {f'about {missing} more ' if missing else ''}{why}.", n=n, missing=missing)
+
+
+def _interval(labels: Sequence[Given]) -> Interval:
+    found = share([each.kept for each in labels], [each.task for each in labels])
+    assert found is not None  # noqa: S101 - of labels that there are
+    return found
+
+
+def _share(
+    labels: Sequence[Given], hit: Callable[[Given], bool], sentence: str, needed: str, least: int = LEAST
+) -> Figure:
     """
-    How often people agree with the model where they see what it says, and where they do not.
+    The share of some labels that are hits.
 
-    Attributes:
-        name: A choice that the model said, a range of its confidence ("0.9 to 1"), or a person; "" for all.
-        shown: The share that agrees with the pre-label that they saw.
-        withheld: The share that agrees with what was withheld from them.
-        difference: The first less the second; below 0 where people disagree more with what they see.
-        unlooked: The share of pre-labels that is accepted without looking, (s - q) / (1 - q).
+    Args:
+        labels: Of any number of tasks.
+        hit: Whether a label is one.
+        sentence: With places for `share`, `span` and `n`.
+        needed: What must be more, for "about N more ...".
+        least: Of so few tasks nothing is told.
     """
-
-    name: str
-    shown: Figure
-    withheld: Figure
-    difference: Figure
-    unlooked: Figure
+    found = share([hit(each) for each in labels], [each.task for each in labels])
+    if found is None or found.tasks < least:
+        return _none(needed, len(labels), least - (found.tasks if found else 0))
+    return _told(found, sentence.format(share=percent(found.value), span=_span(found), n=found.n))
 
 
-@dataclass(frozen=True)
-class Person:
-    """
-    One annotator.
-
-    Attributes:
-        annotator: As in `Given`.
-        name: For people.
-        labels: How many.
-        kept: The share of the pre-labels that they saw and kept.
-        agreement: The share of their labels on which most others agree.
-        right: The share of their labels that the ground truth agrees with.
-        seconds: The typical seconds for a task.
-    """
-
-    annotator: str
-    name: str
-    labels: int
-    kept: Figure
-    agreement: Figure
-    right: Figure
-    seconds: Figure
+def _kept(labels: Sequence[Given], which: str, least: int) -> Figure:
+    shown = [each for each in labels if each.arm == SHOWN]
+    start = which.replace("{", "{{").replace("}", "}}")
+    return _share(shown, lambda each: each.kept, start + ", {share} were submitted as they were ({span}; {n} labels).",
+                  "tasks labelled with a pre-label", least)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two annotators, by their names, and Cohen's kappa on the tasks that both labelled."""
-
-    one: str
-    other: str
-    kappa: Figure
+def _accuracy(blind: Sequence[Given], least: int) -> Figure:
+    return _share(blind, lambda each: each.kept,
+                  "People who did not see what the model said agree with {share} of it ({span}; {n} labels).",
+                  WITHOUT if blind else f"{WITHOUT}. {CONTROL_REMEDY}", least)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Disputed:
-    """
-    A task on which people differ.
+def _difference(found: Interval) -> Figure:
+    def points(value: float) -> str:
+        return f"{100 * value:.1f}"
 
-    Attributes:
-        answers: Annotator's name -> what they chose.
-        said: What the model said; empty where nobody knows.
-        decided: What a ground truth says; empty without one.
-    """
-
-    task: int
-    answers: Mapping[str, tuple[str, ...]]
-    said: tuple[str, ...] = ()
-    decided: tuple[str, ...] = ()
+    much = f"{points(abs(found.value))} points {'more' if found.value >= 0 else 'less'} often"
+    sure = "" if found.low > 0 or found.high < 0 else " That may be chance."
+    return _told(found, f"People agree with the model {much} where they see what it says"
+                        f" ({_span(found, points)} points).{sure}")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """
-    How often people chose what, where the model said what.
-
-    Attributes:
-        choices: K names, of several choices at once joined by " + "; the rows and the columns.
-        blind: K rows of K counts, of labels made without the pre-label: row i is what the model said, column j
-            what people chose.
-        shown: The same of labels made with it.
-    """
-
-    choices: tuple[str, ...]
-    blind: tuple[tuple[int, ...], ...]
-    shown: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Version:
-    """
-    What became of a model's predictions.
-
-    Attributes:
-        tag: The model's.
-        first: When the first label on a prediction of it was made, as Label Studio writes it.
-        last: When the last one was.
-        labels: On its predictions, shown or not.
-        kept: The share of its pre-labels that was kept.
-        right: The share of its predictions that people agreed with who did not see them.
-        tested: Of the labels that it learned, how many it said right when it had not learned them.
-    """
-
-    tag: str
-    first: str
-    last: str
-    labels: int
-    kept: Figure
-    right: Figure
-    tested: Figure
+def _unlooked(shown: Interval, withheld: Interval) -> Figure:
+    many = ratio(-shown + 1, -withheld + 1)
+    if many is None:
+        return _none(f"{WITHOUT}: so far nobody disagreed with what was withheld from them", shown.n + withheld.n,
+                     withheld.tasks)  # fmt: skip
+    found = -many + 1
+    most = percent(max(0.0, found.high))
+    if found.low > 0:
+        low = percent(found.low).removesuffix(" %")
+        sentence = (f"About {percent(found.value)} of the pre-labels are accepted without looking"
+                    f" (95 % interval {low} to {most}).")  # fmt: skip
+    else:
+        sentence = ("No pre-labels are seen to be accepted without looking;"
+                    f" what was labelled so far cannot rule out up to {most}.")  # fmt: skip
+    return _told(found, sentence)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """
-    One control.
-
-    Attributes:
-        control: Its name in the label config.
-        multiple: Several choices may be made; then a pre-label was kept if exactly its choices were.
-        choices: On offer.
-        labels: By how they were made (`Given.arm`), how many people gave.
-        kept: The share of shown pre-labels that were submitted as they were.
-        kept_rightly: The share of those that are right.
-        truths: Sentence by sentence, what is taken for right, and for how many labels.
-        compared: Shown against withheld, of all.
-        by_choice: The same by what the model said.
-        by_confidence: The same by its confidence.
-        by_person: The same by annotator.
-        over_corrected: The share of right pre-labels that were changed to something wrong.
-        under_corrected: The share of wrong pre-labels that were kept.
-        planted: The share of planted errors that were kept.
-        accuracy: The share of predictions that people agree with who did not see them.
-        alpha: Krippendorff's alpha of all annotators, nominal: 1 is full agreement, 0 what chance gives.
-        people: By the number of labels, the most first.
-        pairs: Those with the most tasks in common first.
-        disputed: Tasks to ask about again, those with most disagreement first.
-        disputes: How many tasks are disputed; `disputed` holds the first of them.
-        confusion: The model against people.
-        reliability: Confidence against agreement of people who did not see it.
-        calibration_error: Of those, as `trust.calibration` has it.
-        scores: How many predictions have a confidence from 0 to 0.1, from 0.1 to 0.2 and so on.
-        versions: In the order of their first labels.
-    """
-
-    control: str
-    multiple: bool
-    choices: tuple[str, ...]
-    labels: Mapping[str, int]
-    kept: Figure
-    kept_rightly: Figure
-    truths: tuple[str, ...]
-    compared: Compared
-    by_choice: tuple[Compared, ...]
-    by_confidence: tuple[Compared, ...]
-    by_person: tuple[Compared, ...]
-    over_corrected: Figure
-    under_corrected: Figure
-    planted: Figure
-    accuracy: Figure
-    alpha: Figure
-    people: tuple[Person, ...]
-    pairs: tuple[Pair, ...]
-    disputed: tuple[Disputed, ...]
-    disputes: int
-    confusion: Confusion
-    reliability: tuple[Bin, ...]
-    calibration_error: Figure
-    scores: tuple[int, ...]
-    versions: tuple[Version, ...]
+def _kappa(both: Sequence[tuple[Hashable, Hashable]]) -> Figure:
+    if len(both) < LEAST_OF_SOME:
+        return _none("tasks that both label", 2 * len(both), LEAST_OF_SOME - len(both))
+    found = kappa(both)
+    if found is None:
+        return _none("both gave the same answer to all tasks", 2 * len(both))
+    return _told(found, f"Cohen's kappa is {found.value:.2f} ({_span(found, '{:.2f}'.format)}; {len(both)} tasks).")
 
 
-@dataclass(frozen=True)
-class Measures:
-    """
-    All figures of a project.
+def _calibration(confidence: Sequence[float], right: Sequence[bool]) -> Figure:
+    found = calibration_error(confidence, right) if len(right) >= LEAST_CALIBRATED else None
+    if found is None:
+        return _none(f"labels on {WITHOUT}", len(right), LEAST_CALIBRATED - len(right))
+    return Figure(
+        f"Confidence is {100 * found.value:.1f} points away from agreement on average (95 % interval"
+        f" {100 * found.low:.1f} to {100 * found.high:.1f}; {found.count} labels); of so few labels, right scores would"
+        f" show {100 * found.chance:.1f}.",
+        found.value, found.low, found.high, found.count,
+    )  # fmt: skip
 
-    Attributes:
-        project: Label Studio's number.
-        title: Its name.
-        link: Where people open it.
-        at: When this was measured, UTC, as in 2026-11-29T14:30:00Z.
-        tasks: How many there are.
-        labelled: Tasks with a label of a person.
-        annotators: How many people labelled.
-        seconds_saved: Per task: the typical seconds without a pre-label less those with one.
-        seconds_with: The typical seconds with a pre-label.
-        seconds_without: Where it was withheld.
-        controls: In the config's order.
-        left_out: Why labels do not count, and how many.
-    """
 
-    project: str
-    title: str
-    link: str
-    at: str
-    tasks: int
-    labelled: int
-    annotators: int
-    seconds_saved: Figure
-    seconds_with: Figure
-    seconds_without: Figure
-    controls: tuple[Measured, ...]
-    left_out: Mapping[str, int] = field(default_factory=dict)
+def _histogram(judged: Iterable[Given]) -> tuple[int, ...]:
+    sure = {(each.task, each.version): each.confidence for each in judged if each.confidence is not None}
+    counts = Counter(min(9, max(0, math.floor(10 * value))) for value in sure.values())
+    return tuple(counts[place] for place in range(10))
+
+
+def _times(judged: Iterable[Given]) -> dict[int, tuple[Given, str]]:
+    """Each annotation with a usable time, and whether it was made with a pre-label for any control."""
+    found: dict[int, tuple[Given, str]] = {}
+    for each in judged:
+        if each.seconds is not None and 0 < each.seconds <= LONGEST_S:
+            arm = SHOWN if SHOWN in (each.arm, found.get(each.annotation, (each, ""))[1]) else each.arm
+            found[each.annotation] = each, arm
+    return found
+
+
+def _seconds(judged: Sequence[Given]) -> tuple[Figure, Figure, Figure]:
+    """The typical seconds that a pre-label saves, those without and with one."""
+    versions = {each.version for each in judged if each.arm == WITHHELD}
+    people: dict[str, dict[str, list[Given]]] = {}
+    for each, arm in _times(judged).values():
+        if each.version in versions and arm in (SHOWN, WITHHELD):
+            people.setdefault(each.annotator, {SHOWN: [], WITHHELD: []})[arm].append(each)
+    compared = [
+        Times([each.seconds or 0 for each in mine[SHOWN]], [each.task for each in mine[SHOWN]],
+              [each.seconds or 0 for each in mine[WITHHELD]], [each.task for each in mine[WITHHELD]])
+        for mine in people.values() if min(map(len, mine.values())) >= LEAST_EACH
+    ]  # fmt: skip
+    tasks = len({task for each in compared for task in each.without_tasks})
+    if tasks < LEAST:
+        none = _none(f"labels on {WITHOUT} with their seconds" + ("" if versions else f". {CONTROL_REMEDY}"),
+                     sum(len(each.without_s) for each in compared), LEAST - tasks)  # fmt: skip
+        return none, none, none
+    without, with_one, saved = typical(compared)
+    much = f"{abs(saved.value):.1f} s {'less' if saved.value >= 0 else 'more'} with a pre-label"
+    sure = "" if saved.low > 0 or saved.high < 0 else " That may be chance."
+    return (
+        _told(saved, f"A task takes {much} ({_span(saved, '{:.1f}'.format)} s saved).{sure}"),
+        _told(without, f"Without a pre-label a task takes {_typical(without)}."),
+        _told(with_one, f"With a pre-label a task takes {_typical(with_one)}."),
+    )
+
+
+def _typical_seconds(labels: Sequence[Given]) -> Figure:
+    mine = [each for each, _ in _times(labels).values()]
+    found = middle([each.seconds or 0 for each in mine], [each.task for each in mine])
+    if found is None or found.n < LEAST_OF_SOME:
+        return _none("labels with their seconds", len(mine), LEAST_OF_SOME - len(mine))
+    return _told(found, f"A task takes {_typical(found)}.")
+
+
+def _typical(found: Interval) -> str:
+    return f"{found.value:.1f} s ({_span(found, '{:.1f}'.format)} s; {found.n} labels)"

@@ -24,7 +24,7 @@ from celestial_backend.trust import album, report
 from celestial_backend.trust.album import DISPUTED, OVERRULED, SUSPECT, TWINS, UNKNOWN, Album, Sights
 from celestial_backend.trust.calibration import Bin
 from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Evidence, Given
-from celestial_backend.trust.measures import (
+from celestial_backend.trust.figures import (
     Compared,
     Confusion,
     Disputed,
