@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from celestial_backend.studio.project import LABELLED, PAGE, StudioProject
+from celestial_backend.studio.project import LABELLED, PAGE, UNLABELLED, StudioProject
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
@@ -80,6 +80,23 @@ class ProjectLabels(StudioProject):
             if len(page) < PAGE:
                 return
             last = max(task["id"] for task in page)
+
+    def unlabelled(self, most: int) -> dict[int, dict[str, Any]]:
+        """
+        The newest tasks without a label: id -> data.
+
+        Args:
+            most: How many at the most; one request, however many there are.
+
+        Raises:
+            StudioError: As for `about`.
+        """
+
+        def read(page: Any) -> dict[int, dict[str, Any]]:
+            int(page.response.total)
+            return {int(task.id): dict(task.data) for task in page.items or ()}
+
+        return self._listed({"conjunction": "and", "items": [UNLABELLED]}, most, "id,data", read, "-tasks:id")
 
     def people(self) -> dict[str, str]:
         """

@@ -18,18 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from celestial_backend.errors import CelestialError, FetchError
+from celestial_backend.errors import CelestialError, FetchError, ModelError, NotEnoughDataError
 from celestial_backend.features import Embedder, Familiar, FeatureCache, unit
 from celestial_backend.features.familiar import FALSE_ALARMS
 from celestial_backend.labels import Control, value_of
 from celestial_backend.learning.dataset import Reader, Wanted
+from celestial_backend.learning.project import Learner, Progress
 from celestial_backend.learning.votes import Choices
+from celestial_backend.models.embedders import open_embedder
+from celestial_backend.models.headed import GENERAL
+from celestial_backend.models.store import ModelStore
 from celestial_backend.pictures.reader import ImageReader
+from celestial_backend.settings import Settings
 from celestial_backend.studio.client import moment
-from celestial_backend.trust.charts import percent, span
+from celestial_backend.studio.labels import ProjectLabels
+from celestial_backend.trust.charts import span
 from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Evidence, Given
 from celestial_backend.trust.figures import Figure
+from celestial_backend.trust.measures import percent
 from celestial_backend.trust.suspects import Suspect
+from celestial_backend.trust.suspects import look as doubted
 from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
 
 OVERRULED, UNKNOWN, DISPUTED = "Sure, and overruled", "Unknown to the model", "Disputed"
@@ -37,11 +45,11 @@ TWINS, SUSPECT = "Alike, and labelled differently", "Perhaps labelled wrongly"
 TELLING_MAX, AGAIN_MAX = 12, 100
 LABELLED_MAX = 5000  # tasks with a label that are looked at, the newest
 NEAR = 0.05  # cosine distance; a copy that was compressed or made smaller is as near, and no two other pictures of ours
-SURE = 0.9  # the confidence from which on a model counts as sure
+SURE, SUSPECT_SURE = 0.9, 0.8  # the confidence from which on a model counts as sure, and contradicts a label
+NEW_MAX = 500  # tasks without a label that are looked at, the newest
 NEW_LEAST, PERIOD_LEAST, PERIODS = 20, 25, 8  # pictures whose input is judged, and of each part of the time
 THUMBNAIL_PX, QUALITY = 168, 72
 BLOCK = 1000  # rows whose distances are held at once
-SPACE = "general"
 
 Vectors = NDArray[np.float32]
 Place = tuple[int, str]  # a task and the data key of one of its pictures
@@ -141,7 +149,7 @@ class Sights:
         again: Task -> why to look at it again, the most urgent first.
         unread: As of the album.
         left_out: As there.
-        trouble: Why no picture was looked at; "" if all is well.
+        trouble: What could not be looked at, and why; "" if all is well.
     """
 
     drift: Drift
@@ -150,6 +158,50 @@ class Sights:
     unread: Mapping[int, str] = field(default_factory=dict)
     left_out: int = 0
     trouble: str = ""
+
+
+def look(
+    evidence: Evidence, project: ProjectLabels, learner: Learner, images: ImageReader, store: ModelStore,
+    settings: Settings, report: Progress,
+) -> Sights:  # fmt: skip
+    """
+    Look at the pictures of a project; a minute for a thousand that nobody has looked at before.
+
+    Args:
+        evidence: Of its labels.
+        project: In Label Studio.
+        learner: Judges labels.
+        images: Reads pictures.
+        store: Has the features of those that were seen before.
+        settings: Of this process.
+        report: Told where it is.
+
+    Raises:
+        StudioError: Label Studio stayed away, or refused.
+    """
+    album, suspects, troubles = Album(), tuple[Suspect, ...](), list[str]()
+
+    def told(done: int, of: int | None) -> None:
+        report("looking at pictures", pictures=done, of=of)
+
+    new = project.unlabelled(NEW_MAX)
+    try:
+        album = read(evidence, new, images, store.features, open_embedder(settings), settings.fetch_threads, told)
+    except ModelError as error:
+        troubles.append(f"No picture was looked at: {error}")
+    else:
+        try:
+            suspects = tuple(
+                each for each in doubted(learner, evidence.number, report).found if each.sure >= SUSPECT_SURE
+            )
+        except NotEnoughDataError:
+            pass  # too few labels to doubt one
+        except CelestialError as error:
+            troubles.append(f"Labels were not judged: {error}")
+    report("comparing pictures")
+    found = sights(evidence, album, images, suspects, " ".join(troubles))
+    store.features.close()
+    return found
 
 
 def read(
@@ -175,11 +227,11 @@ def read(
     data = {task: evidence.data[task] for task in sorted(evidence.data)[-LABELLED_MAX:]} | dict(new)
     unread: dict[int, str] = {}
     wanted = [each for task in data for key in keys if (each := _wanted(task, key, data[task], unread)) is not None]
-    reader = Reader(images, cache, {SPACE: embedder}, threads)
+    reader = Reader(images, cache, {GENERAL: embedder}, threads)
     reader.read(wanted, 0, report)
     unread |= {each.task_id: each.problem for each in wanted if each.picture is None}
     digests = {(each.task_id, each.data_key): each.picture for each in wanted if each.picture is not None}
-    vectors = {key: unit(each[None].astype(np.float32))[0] for key, each in reader.gallery.vectors[SPACE].items()}
+    vectors = {key: unit(each[None].astype(np.float32))[0] for key, each in reader.gallery.vectors[GENERAL].items()}
     return Album(digests, vectors, data, tuple(sorted(new)), unread, max(0, len(evidence.data) - LABELLED_MAX))
 
 
@@ -194,7 +246,7 @@ def sights(
         album: Its pictures; an empty one where none could be read.
         images: Reads those that are shown.
         suspects: The likeliest to be wrong first.
-        trouble: Why the album is empty.
+        trouble: What could not be looked at, and why.
     """
     pairs, moved = twins(evidence, album), drift(evidence, album)
     data, keys = {**evidence.data, **album.data}, {each.from_name: each.data_key for each in evidence.controls}

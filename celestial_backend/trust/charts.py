@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from celestial_backend.trust.measures import percent
+
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42
 LETTER = 6.2  # pixels that a letter takes, about
@@ -106,12 +108,6 @@ def interval(value: float, low: float, high: float, least: float = 0.0, most: fl
         '<svg class="small" viewBox="0 0 {0} {1}" width="{0}" height="{1}" aria-hidden="true">{2}</svg>',
         width, height, Markup().join(inside),
     )  # fmt: skip
-
-
-def percent(share: float) -> str:
-    """A share for people, as 3.4 % or 87 %."""
-    number = 100 * share
-    return f"{number:.0f} %" if number == round(number) or abs(number) >= 10 else f"{number:.1f} %"
 
 
 def span(low: float, high: float) -> str:

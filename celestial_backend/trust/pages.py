@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from celestial_backend.trust.charts import interval, percent, span
+from celestial_backend.trust.charts import interval, span
+from celestial_backend.trust.measures import percent
 
 HERE = Path(__file__).parent
 ALONE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser loads nothing else

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from celestial_backend.features.familiar import FALSE_ALARMS
 from celestial_backend.trust import charts, pages
 from celestial_backend.trust.album import Drift, Sights
-from celestial_backend.trust.charts import Bar, Estimate, percent
+from celestial_backend.trust.charts import Bar, Estimate
 from celestial_backend.trust.figures import Confusion, Measured, Measures
+from celestial_backend.trust.measures import percent
 
 TRUSTED, MOSTLY, LITTLE = 0.95, 0.8, 0.6  # shares of pre-labels that are right
 AGREED = 0.667  # Krippendorff: below this alpha, labels do not support even tentative conclusions
