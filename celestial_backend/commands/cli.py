@@ -21,6 +21,7 @@ from celestial_backend.commands.doctor import doctor
 from celestial_backend.commands.features import features
 from celestial_backend.commands.lists import jobs, models, shown_job
 from celestial_backend.commands.prelabel import prelabel
+from celestial_backend.commands.report import report
 from celestial_backend.commands.private_addresses import studio_variables
 from celestial_backend.commands.shown import Shown
 from celestial_backend.commands.suspects import suspects
@@ -65,6 +66,7 @@ main.add_command(features)
 main.add_command(jobs)
 main.add_command(models)
 main.add_command(prelabel)
+main.add_command(report)
 main.add_command(suspects)
 
 

@@ -167,7 +167,11 @@ def _answer(
         arm = PLANTED if held is not None and held.arm == PLANTED else SHOWN
         confidence = prediction.get("score") if confidence is None else confidence
     elif not prediction and vote.source != UNAIDED:
-        arm, said = SHOWN, vote.choices if vote.source == ACCEPTED else None
+        if held is not None and held.arm == PLANTED:  # it is removed once the task is done
+            said, confidence = _said(held.shown, vote.control, choices)
+            arm, version = PLANTED if said is not None else UNPREDICTED, held.version
+        else:
+            arm, said = SHOWN, vote.choices if vote.source == ACCEPTED else None
     elif held is not None and held.arm != PLANTED:
         said, confidence = _said(held.said, vote.control, choices)
         version = held.version

@@ -95,7 +95,7 @@ class _OfControl:
         self._judged = [each for each in mine if not each.truth]
         self._shown = [each for each in self._judged if each.arm == SHOWN]
         self._truths = _by_task(each for each in mine if each.truth)
-        self._tasks = _by_task(self._judged)
+        self._tasks = _by_task(each for each in self._judged if each.arm != PLANTED)  # the others were misled
         self._right = {each.annotation: self._truth_for(each) for each in self._judged}
 
     def measured(self) -> Measured:
@@ -147,7 +147,8 @@ class _OfControl:
     def _comparable(self) -> list[Given]:
         """Labels on versions of which some predictions were withheld: the others were made under other conditions."""
         versions = {each.version for each in self._judged if each.arm == WITHHELD}
-        return [each for each in self._judged if each.version in versions and each.arm in (SHOWN, WITHHELD)]
+        tried = [each for each in self._judged if each.version in versions and each.arm in (SHOWN, WITHHELD)]
+        return tried or self._shown
 
     @cached_property
     def _learned(self) -> dict[str, Callable[[int], bool]]:
@@ -159,7 +160,7 @@ class _OfControl:
     def _was_learned(self, given: Given) -> bool:
         """Whether the model had learned what somebody else said of the task."""
         learned = self._learned.get(given.version)
-        return learned is not None and any(learned(each.annotation) for each in self._tasks[given.task])
+        return learned is not None and any(learned(each.annotation) for each in self._tasks.get(given.task, ()))
 
     # What is right
 
@@ -167,8 +168,8 @@ class _OfControl:
         """What is right for a label, and who says so; nobody's own label tells whether it is."""
         if decided := _most(self._truths.get(given.task, ())):
             return decided, BY_TRUTH
-        others = [each for each in self._tasks[given.task] if each.annotator != given.annotator]
-        blind = [each for each in others if each.arm not in (SHOWN, PLANTED)]
+        others = [each for each in self._tasks.get(given.task, ()) if each.annotator != given.annotator]
+        blind = [each for each in others if each.arm != SHOWN]
         decided = _most(blind or others)
         return None if decided is None else (decided, BY_BLIND if blind else BY_OTHERS)
 
@@ -256,7 +257,7 @@ class _OfControl:
             groups.setdefault(_name(each, self._evidence), []).append(each)
         found = []
         for name, labels in sorted(groups.items(), key=lambda one: (-len(one[1]), one[0])):
-            beside = [each for each in labels if len(self._tasks[each.task]) > 1 and self._others(each) is not None]
+            beside = [each for each in labels if len(self._tasks.get(each.task, ())) > 1 and self._others(each) is not None]
             checked = [each for each in labels if (told := self._right[each.annotation]) and told[1] == BY_TRUTH]
             found.append(Person(
                 labels[0].annotator, name, len(labels),
@@ -272,7 +273,7 @@ class _OfControl:
         return tuple(found)
 
     def _others(self, given: Given) -> Choices | None:
-        return _most([each for each in self._tasks[given.task] if each.annotator != given.annotator])
+        return _most([each for each in self._tasks.get(given.task, ()) if each.annotator != given.annotator])
 
     def _pairs(self) -> tuple[Pair, ...]:
         common: dict[tuple[str, str], list[tuple[Hashable, Hashable]]] = {}

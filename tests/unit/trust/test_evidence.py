@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +110,10 @@ def test_an_answer_to_a_pre_label() -> None:
         pytest.param(
             given("Moon", origin="prediction", parent_prediction=3), [said("Moon")], [held(PLANTED)], PLANTED, True,
             id="a planted error, kept",
+        ),
+        pytest.param(
+            given("Moon", origin="prediction-changed"), [], [replace(held(PLANTED), shown=[region("Venus")])],
+            PLANTED, False, id="a planted error, changed, and removed since",
         ),
         pytest.param(
             given("Mars", origin="prediction", parent_prediction=3), [said("Mars", version="v0")], [held()],
