@@ -21,8 +21,8 @@ from celestial_backend.commands.doctor import doctor
 from celestial_backend.commands.features import features
 from celestial_backend.commands.lists import jobs, models, shown_job
 from celestial_backend.commands.prelabel import prelabel
-from celestial_backend.commands.report import report
 from celestial_backend.commands.private_addresses import studio_variables
+from celestial_backend.commands.report import report
 from celestial_backend.commands.shown import Shown
 from celestial_backend.commands.suspects import suspects
 from celestial_backend.errors import CelestialError, TrainingError

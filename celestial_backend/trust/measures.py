@@ -257,7 +257,7 @@ class _OfControl:
             groups.setdefault(_name(each, self._evidence), []).append(each)
         found = []
         for name, labels in sorted(groups.items(), key=lambda one: (-len(one[1]), one[0])):
-            beside = [each for each in labels if len(self._tasks.get(each.task, ())) > 1 and self._others(each) is not None]
+            beside = [each for each in labels if self._others(each) is not None]
             checked = [each for each in labels if (told := self._right[each.annotation]) and told[1] == BY_TRUTH]
             found.append(Person(
                 labels[0].annotator, name, len(labels),
