@@ -24,7 +24,7 @@ from celestial_backend.metrics import MODEL, PREPARE, Metrics
 from celestial_backend.models.classifier import Model
 from celestial_backend.models.store import ModelStore
 from celestial_backend.pictures.reader import ImageReader
-from celestial_backend.settings import NEEDS_LABELS, WITHHOLD, Settings, project_parts
+from celestial_backend.settings import CONFIDENCE, NEEDS_LABELS, WITHHOLD, Settings, project_parts
 
 _Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Predictor:
         self._metrics = metrics
         self._batch_size = settings.batch_size
         self._withholds = settings.unknown == WITHHOLD
+        self._by_lead = settings.score != CONFIDENCE
         self._bench = Workbench(settings)
         # A picture that is here wants a core, and no thread but one; those that are fetched wait elsewhere.
         self._near = FairPool(max(2, os.cpu_count() or 2), "picture")
@@ -288,7 +289,7 @@ class Predictor:
                 request.failures.add(task, NOT_FINITE, f"the model {model.tag} gives no finite probabilities")
                 answers.append([])
                 continue
-            result, score = request.choices.prediction(row_of, strange_of)
+            result, score = request.choices.prediction(row_of, strange_of, by_lead=self._by_lead)
             answers.append({"result": result, "score": score, "model_version": model.tag})
         return answers
 

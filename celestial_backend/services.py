@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from celestial_backend.models.pointers import take_over_pointers
 from celestial_backend.models.store import ModelStore
 from celestial_backend.pictures.reader import ImageReader
 from celestial_backend.predictor import Predictor
-from celestial_backend.settings import Settings
+from celestial_backend.settings import NEEDS_LABELS, Settings
 from celestial_backend.studio.access import Access
 from celestial_backend.studio.client import Studio
 from celestial_backend.studio.labels import ProjectLabels
+from celestial_backend.trust.order import TASKS_MAX, Order
 from celestial_backend.trust.planted import in_place_of, take_away, truth_of
 from celestial_backend.trust.trial import Trial
 
@@ -41,6 +42,7 @@ class Services:
     metrics: Metrics
     access: Access
     trial: Trial
+    order: Order
 
     def shown(
         self, tasks: Sequence[Any], answers: Sequence[Any], project: str, config: str, deadline: float = math.inf
@@ -49,8 +51,11 @@ class Services:
         The predictor's answers as Label Studio gets them; whoever predicts for it goes through here.
 
         Raises:
-            StateError: As for `Trial.shown`.
+            StateError: As for `Trial.shown` and `Order.placed`.
         """
+        if self.order.is_kept:
+            needs_labels = self.predictor.version(config, project) == NEEDS_LABELS
+            answers = self.order.placed(tasks, answers, project, needs_labels=needs_labels)
 
         def wrong(task: Any, answer: Any) -> list[dict[str, Any]]:
             if not (truth := truth_of(task, config)):
@@ -59,6 +64,22 @@ class Services:
             return in_place_of(answer, other, truth)
 
         return self.trial.shown(tasks, answers, project, wrong)
+
+    def arrange(self, project: str) -> Mapping[int, str]:
+        """
+        Put the tasks of a project in the order in which they are to be labelled; reads all their pictures.
+
+        Returns:
+            The tasks whose pictures cannot be read, and why.
+
+        Raises:
+            CelestialError: Label Studio or the database is away, or there is no model.
+        """
+        from celestial_backend.trust.seen import see
+
+        seen = see(self.settings, self.store, self.studio, self.images, project, TASKS_MAX)
+        self.order.arrange(project, seen)
+        return seen.failed
 
     def evidence(self, project: str) -> Evidence:
         """
@@ -96,4 +117,4 @@ def _build_on(
     jobs.beside.append(partial(take_away, trial, studio))
     predictor = Predictor(settings, store, images, metrics, missing=jobs.missing)
     return Services(settings, database, store, studio, images, predictor, jobs, metrics, Access(settings, studio),
-                    trial)  # fmt: skip
+                    trial, Order(settings, database, trial))  # fmt: skip

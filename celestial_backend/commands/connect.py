@@ -19,7 +19,7 @@ from celestial_backend.jobs.counting import LEAST_CHOICES, LEAST_LABELS
 from celestial_backend.jobs.looker import EMBEDDED
 from celestial_backend.labels import ChoiceMap, Sorted, loose, read, some
 from celestial_backend.services import Services, build
-from celestial_backend.settings import NEEDS_LABELS, NEVER, Settings, backend_address, project_of
+from celestial_backend.settings import CONFIDENCE, NEEDS_LABELS, NEVER, Settings, backend_address, project_of
 from celestial_backend.state import reason, replace_text
 from celestial_backend.studio.access import ANSWER_S
 from celestial_backend.studio.project import StudioProject
@@ -121,7 +121,7 @@ def connect(
     config = own or label_config(services, choices, sorted_ones)
     offered = ChoiceMap.for_learning(config)
     labels = folder_labels(offered, sub_folder_of) if labelled else None
-    project = found or create_project(services.studio, title, config)
+    project = found or create_project(services.studio, title, config, by_score=settings.score != CONFIDENCE)
     if found and not own:
         set_config(services.studio, found, config)
     url = backend_url or settings.address

@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from celestial_backend.studio.project import (
     ImportFailedError,
     PendingTasks,
     Rows,
+    StudioProject,
     read_filter,
 )
 
@@ -166,7 +167,7 @@ class Prelabelling:
         state = services.settings.state
         self._lock, self._outbox = state.prelabel_lock(project_id), Outbox(state.prelabel_sent(project_id))
         self.failures = FailureList(failures or state.prelabel_failures(project_id))
-        version = services.store.live_tag(project_id)
+        version = self._version()
         tags = [model.tag for model in services.store.registry.models()]
         exact = not any(version.lower() in tag.lower() for tag in tags if tag != version)
         self._tasks = PendingTasks(
@@ -174,6 +175,14 @@ class Prelabelling:
             truths=services.settings.planted_share > 0,
         )  # fmt: skip
         self.summary = Summary(project_id, version)
+        self._unplaced: Mapping[int, str] = {}  # tasks that have no place in the order, and why
+
+    def _version(self) -> str:
+        """The live model's tag; where tasks are put in order, `NEEDS_LABELS` as long as nothing can be predicted."""
+        if not self._services.order.is_kept:
+            return self._services.store.live_tag(self._project)
+        config = StudioProject(self._services.studio, self._project).label_config()
+        return self._services.predictor.version(config, self._project)
 
     def plan(self) -> Summary:
         """Count what there is to do, and do nothing."""
@@ -204,13 +213,16 @@ class Prelabelling:
             config = self._tasks.label_config()
             self._services.store.current(self._project)
             self._services.predictor.check(config, self._project)
-            if self._services.predictor.version(config, self._project) == NEEDS_LABELS:
+            version = self._services.predictor.version(config, self._project)
+            if version == NEEDS_LABELS and version != self.summary.version:
                 raise ModelError(
                     f"{self.summary.version} knows no choice of project {self._project} yet. Label a few pictures of "
                     "each choice, wait for the training, and run prelabel again."
                 )
             self._settle()
             self.plan()
+            if self._services.order.is_kept and self.summary.wanted:
+                self._unplaced = self._services.arrange(self._project)
             self.failures.clear()
             for page, answers in self._answered(config):
                 self._import(self._rows(page, answers, config))
@@ -264,6 +276,8 @@ class Prelabelling:
                                      strict=True):  # fmt: skip
             if shown:
                 rows[task["id"]] = shown
+            elif self.summary.version == NEEDS_LABELS:
+                self._fail(task["id"], self._unplaced.get(task["id"], "It came while the others were put in order."))
             elif said:
                 self._fail(task["id"], "What is held back of it cannot be written down. Run prelabel again.")
         return rows

@@ -32,6 +32,7 @@ from huey.signals import SIGNAL_INTERRUPTED
 from celestial_backend.database import Database, why
 from celestial_backend.errors import CelestialError, ProjectGoneError, RequestError, StateError
 from celestial_backend.jobs import counting
+from celestial_backend.jobs.ahead import Ahead
 from celestial_backend.jobs.ledger import (
     FAILED,
     KNOWN_MAX,
@@ -85,22 +86,19 @@ class Jobs:
         self.name = ""  # of this worker, from its first sign of life on
         self.beside: list[Callable[[], None]] = []  # what else a worker does every minute; nothing is raised
         self._looker = Looker(settings, store, studio)
+        self._ahead = Ahead(settings)
         self._settings = settings
-        self._database = database
-        self._studio = studio
-        self._store = store
+        self._database, self._studio, self._store = database, studio, store
         self._hasty = Ledger(database, KNOW_WAIT_S)
         self._known: dict[str, float] = {}  # projects, and when they were written down
-        self._too_many_known = False
-        self._opening = threading.Lock()
+        self._too_many_known = self._looking = False
+        self._opening, self._gate = threading.Lock(), threading.Lock()
         self._huey: Huey | None = None
         self._running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
         self._stopping = threading.Event()
         self._looked = -math.inf
         self._patient_until = -math.inf  # with workers that show no life, as the database was away
-        self._gate = threading.Lock()
         self._rounds: set[bool] = set()  # of looks that are asked for: at labels that want one, and at all
-        self._looking = False
         self._enough = 0  # messages that are asked for
         self._ringing: threading.Thread | None = None
         self._resting: dict[str, float] = {}  # projects whose labels took long to read, and until when they rest
@@ -243,6 +241,8 @@ class Jobs:
         ended = self.ledger.job(job.id)
         if ended is not None and ended.gone:
             self._forget(job.project)
+        if ended is not None and ended.state == PUBLISHED:
+            self._ahead.predict(job.project)
         if ended is not None and ended.state == PUBLISHED and not self._settings.keep_predictions:
             threading.Thread(target=self._tidy, args=(job.project,), name="tidy", daemon=True).start()
         self._pass_on()
@@ -317,6 +317,7 @@ class Jobs:
     def stop(self) -> None:
         """End the trainings of this worker, as at a SIGTERM; they wait again, as if they had not been begun."""
         self._stopping.set()
+        self._ahead.stop()
         for job, process in list(self._running.values()):
             self._break_off(job, process)
         with suppress(StateError):
@@ -556,6 +557,7 @@ class Jobs:
         shown = f"{project} shown"
         with _apart(f"What project {project} shows cannot be changed", self._troubles.pop(shown, None)) as trouble:
             self._looker.project(project).ask_for_new_tasks()
+            self._ahead.look(self._looker.project(project))
             self._asked.add(project)
         if trouble.said:
             self._troubles[shown] = trouble.said

@@ -7,13 +7,14 @@ are sorted into. Nothing here reads a picture, asks anybody, or keeps a state.
 """
 
 from celestial_backend.labels.config import LabelConfig, loose, read, short, some, value_of
-from celestial_backend.labels.controls import Columns, Control
+from celestial_backend.labels.controls import UNKNOWN_SCORE, Columns, Control
 from celestial_backend.labels.folders import Sorted, by_class, files_in
 from celestial_backend.labels.mapping import CONTROLS_MAX, KEYS_MAX, ChoiceMap, Vocabulary
 
 __all__ = [
     "CONTROLS_MAX",
     "KEYS_MAX",
+    "UNKNOWN_SCORE",
     "ChoiceMap",
     "Columns",
     "Control",

@@ -191,6 +191,22 @@ class Control:
             left[mine] = [share / total for share in left[mine]]
         return left
 
+    def lead(self, row: Sequence[object], strangeness: float = 0.0) -> float:
+        """
+        How far the best choice leads over what is next, from 0 for a tie to 1; arguments as of `choose`.
+
+        Next is another choice, or all classes together that have none. Where each choice was learned by itself, it is
+        the lead of ticked over not ticked of the least sure one. Of a picture unlike all that was learned it is what
+        `choose` trusts.
+        """
+        if strangeness > 0:
+            return UNKNOWN_SCORE * (1 - strangeness)
+        probability_of, without = self._probabilities(row)
+        if self.multiple and self.columns.multiple:
+            return min(abs(2 * share - 1) for share in probability_of.values())
+        first, *others = sorted([*probability_of.values(), without, 0.0], reverse=True)
+        return first - others[0]
+
     def _probabilities(self, row: Sequence[object]) -> tuple[dict[str, float], float]:
         """Those of the choices, and of all classes together that have no choice."""
         columns, without = self.columns, 0.0

@@ -276,7 +276,11 @@ class ChoiceMap:
         return tuple(dict.fromkeys(control.data_key for control in self.controls))
 
     def prediction(
-        self, probabilities: Mapping[str, Sequence[float]], strangeness: Mapping[str, Sequence[float]] | None = None
+        self,
+        probabilities: Mapping[str, Sequence[float]],
+        strangeness: Mapping[str, Sequence[float]] | None = None,
+        *,
+        by_lead: bool = False,
     ) -> tuple[list[dict[str, Any]], float]:
         """
         The regions of one task, and its score.
@@ -285,6 +289,7 @@ class ChoiceMap:
             probabilities: Data key -> K probabilities in the order of `classes`; a control
                 whose key is absent says nothing. What is not a number counts as 0.
             strangeness: Data key -> of each head, how unlike the picture is to what it learned; 0 where it is not told.
+            by_lead: The task's score is the lowest `Control.lead`; that of a region stays what `Control.choose` trusts.
 
         Returns:
             One region per control that does not abstain and that the page will show, and the task's score, 0 to 1,
@@ -295,6 +300,7 @@ class ChoiceMap:
         """
         said: dict[str, list[str]] = {}
         score_of: dict[str, float] = {}
+        leads: list[float] = []
         for control in self._asked:
             row = probabilities.get(control.data_key)
             if row is None or not self._shows(control.from_name, said):
@@ -305,12 +311,13 @@ class ChoiceMap:
             if control.from_name in self.barred:
                 row = control.without(row, self.barred[control.from_name])
             said[control.from_name], score_of[control.from_name] = control.choose(row, strange)
+            leads += [control.lead(row, strange)] if by_lead else []
         regions = [
             {"id": f"choice-{number}", **control.region(chosen), "score": score_of[control.from_name]}
             for number, control in enumerate(self.controls, 1)
             if (chosen := said.get(control.from_name))
         ]
-        return regions, min(score_of.values(), default=0.0)
+        return regions, min(leads if by_lead else score_of.values(), default=0.0)
 
     def choices_of(self, result: object) -> dict[str, list[str]]:
         """

@@ -189,6 +189,15 @@ class StudioProject:
         """
         return self._tasks([], "id,data")
 
+    def labelled(self) -> Iterator[int]:
+        """
+        The id of every task with a label.
+
+        Raises:
+            StudioError: As for `label_config`.
+        """
+        return (task["id"] for task in self._tasks([LABELLED], "id,data"))
+
     def labels_now(self) -> Labels:
         """
         The labels as they are at this moment; one quick request, however many there are.
@@ -333,6 +342,28 @@ class StudioProject:
 
         last = self._listed(_all_of(of_tag), 1, "id", newest, "-tasks:id")
         return self._listed(_all_of(OPEN, _where("id", "Number", last)), 1, "id", newest) > 0
+
+    def unpredicted(self) -> tuple[str, int]:
+        """
+        The version that a model of ours told last, and how many tasks to be labelled hold no prediction of it.
+
+        Raises:
+            StudioError: As for `label_config`.
+        """
+        records = self.ask("the models of the project", lambda client: _models(client, self._number()))
+        version = next((record.model_version for record in records if is_tag(record.model_version or "")), "") or ""
+        return version, self.without_predictions(version) if version else 0
+
+    def without_predictions(self, version: str) -> int:
+        """
+        How many tasks are to be labelled and hold no prediction of a version.
+
+        Raises:
+            StudioError: As for `label_config`.
+        """
+        column = "filter:tasks:predictions_model_versions"
+        without = {"filter": column, "operator": "not_contains", "type": "List", "value": [version]}
+        return self._listed(_all_of(OPEN, without), 1, "id", lambda page: int(page.response.total))
 
     def has_our_model(self) -> bool:
         """
@@ -646,12 +677,6 @@ class PendingTasks(StudioProject):
             pending += sum(not task["held"] for task in page)
         return fitting, pending
 
-    def _open(self) -> int:
-        """How many tasks of the project are to be labelled and hold no prediction of the version."""
-        column = "filter:tasks:predictions_model_versions"
-        without = {"filter": column, "operator": "not_contains", "type": "List", "value": [self._version]}
-        return self._listed(_all_of(OPEN, without), 1, "id", lambda page: int(page.response.total))
-
     def pages(self, size: int) -> Iterator[list[dict[str, Any]]]:
         """
         The pending tasks by id; a page holds those after the last of the page before.
@@ -717,7 +742,7 @@ class PendingTasks(StudioProject):
         number, version, said = self._number(), self._version, list[str]()
         records = self.ask("the models of the project", lambda client: _models(client, number))
         ours = next((record for record in records if record.model_version == version), None)
-        stored = ours is None or self._open() <= failed
+        stored = ours is None or self.without_predictions(version) <= failed
         title = "" if ours is None else ours.title or ""
         if stored and ours is not None and is_tag(title):
             if title != version + LIVE:

@@ -131,9 +131,15 @@ def find_project(studio: Studio, title: str) -> int | None:
     return numbers[0] if numbers else None
 
 
-def create_project(studio: Studio, title: str, config: str) -> int:
+def create_project(studio: Studio, title: str, config: str, *, by_score: bool = False) -> int:
     """
     The number of a new project.
+
+    Args:
+        studio: Label Studio.
+        title: Of the project.
+        config: Its label config.
+        by_score: Whether people label the tasks with the lowest scores first.
 
     Raises:
         RequestError: Label Studio takes no such title.
@@ -142,8 +148,10 @@ def create_project(studio: Studio, title: str, config: str) -> int:
     least, most = TITLE_LENGTHS
     if not least <= len(title) <= most:
         raise RequestError(f"A project's title must have {least} to {most} letters, got {len(title)}: {title[:60]!r}.")
+    more: dict[str, Any] = {"sampling": "Uncertainty sampling"} if by_score else {}
     return int(
-        studio.ask("a new project", lambda client: client.projects.create(title=title, label_config=config)).id or 0
+        studio.ask("a new project", lambda client: client.projects.create(title=title, label_config=config, **more)).id
+        or 0
     )
 
 
