@@ -81,6 +81,10 @@ class StateFolder:
         """The tasks of a project that could not be predicted, and why."""
         return self.root / f"prelabel-{project}-failures.jsonl"
 
+    def report(self, project: str) -> Path:
+        """The page of a project's report, unless another place is asked for."""
+        return self.root / f"report-{project}.html"
+
 
 def private(folder: Path) -> None:
     """

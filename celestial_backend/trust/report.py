@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from markupsafe import Markup
 
+from celestial_backend.errors import SettingsError, StateError
 from celestial_backend.features.familiar import FALSE_ALARMS
+from celestial_backend.settings import Settings
+from celestial_backend.state import reason, replace_text
 from celestial_backend.trust import charts, pages
 from celestial_backend.trust.album import Drift, Sights
 from celestial_backend.trust.charts import Bar, Estimate
@@ -38,6 +42,14 @@ def page(measures: Measures, sights: Sights) -> str:
         task_link=lambda task: task_link(measures.link, task),
         rows_max=ROWS_MAX,
     )
+
+
+def summary(measures: Measures) -> list[str]:
+    """What the page begins with, sentence by sentence."""
+    found = [": ".join(filter(None, each)) for each in _verdicts(measures)]
+    for measured in measures.controls:
+        found += [measured.kept.sentence, measured.compared.difference.sentence]
+    return list(filter(None, [*found, measures.seconds_saved.sentence]))
 
 
 def task_link(link: str, task: int) -> str:
@@ -169,6 +181,51 @@ def _drift(drift: Drift) -> str | Markup:
     )  # fmt: skip
 
 
-def is_report(text: str) -> bool:
-    """Whether a file's text is a page of ours, which may be written anew."""
-    return MARK in text[:2000]
+def check(place: Path, settings: Settings) -> None:
+    """
+    Make sure that a page may be written to a place, before all the work.
+
+    Raises:
+        SettingsError: There is another file, or no folder, or Label Studio shows what lies there.
+    """
+    served = {
+        "CELESTIAL_LABEL_STUDIO_DATA": settings.label_studio_data,
+        "LOCAL_FILES_DOCUMENT_ROOT": settings.local_files_root,
+    }
+    whole, state = place.resolve(), settings.model_dir.resolve()
+    for variable, folder in served.items():
+        if folder is not None and whole.is_relative_to(folder.resolve()) and not whole.is_relative_to(state):
+            raise SettingsError(
+                f"A report must not lie where Label Studio shows files, and {place} is below {variable}."
+                " Give another --output."
+            )
+    if not (whole.parent.is_dir() or whole.parent == state):
+        raise SettingsError(f"The folder of --output must be there, and {whole.parent} is not. Make it.")
+    if whole.is_dir() or (whole.exists() and not _is_report(whole)):
+        raise SettingsError(
+            f"A report replaces an older report only, and {place} is something else. Give another --output."
+        )
+
+
+def write(place: Path, text: str) -> None:
+    """
+    Write a page; whoever opens it meanwhile sees the old one or the new one.
+
+    Raises:
+        StateError: That cannot be done.
+    """
+    try:
+        replace_text(place.resolve(), text)
+    except OSError as error:
+        raise StateError(
+            f"The report cannot be written to {place} ({reason(error)}). Give another --output."
+        ) from error
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a page of ours."""
+    try:
+        with path.open("rb") as file:
+            return MARK.encode() in file.read(2000)
+    except OSError:
+        return False
