@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from playwright.sync_api import expect
 
+from celestial_backend.commands.report import report
 from celestial_backend.planets.renderer import render
-from celestial_backend.settings import NEEDS_LABELS
+from celestial_backend.settings import NEEDS_LABELS, Settings
 from celestial_backend.studio.setup import config_for
 from tests.support.backend_server import BODIES, Backends, label_config
 from tests.support.browser import Annotator
-from tests.support.label_studio import LabelStudioServer
+from tests.support.label_studio import LabelStudioServer, labelled
 from tests.support.prelabelling import Command
 
 pytestmark = pytest.mark.timeout(600)
@@ -245,3 +252,66 @@ def test_what_is_ticked_of_very_many_choices_is_in_sight(
     seen = settled_boxes(person, 200)
     assert person.selected() == ["zucchini 7"]
     assert is_inside(seen["choices"][names(200).index("zucchini 7")], seen["room"])
+
+
+def noise(seed: int) -> str:
+    """A small picture that stands in the task itself; another one for each seed."""
+    picture = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)).resize((64, 64))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def test_a_report_makes_a_tab_of_exactly_the_tasks_to_look_at_again(
+    label_studio: LabelStudioServer, model_store: Path, person: Annotator, tmp_path: Path
+) -> None:
+    """
+    As many as a tab takes; it is renewed, stands behind the tab of all tasks, and shows nothing of predictions.
+
+    Here pictures stand in two tasks each, and people have labelled them differently.
+    """
+    project = label_studio.create_project("Looked at again", label_config())
+    settings = replace(
+        Settings(), model_dir=tmp_path, bentoml_home=model_store, label_studio_url=label_studio.url,
+        label_studio_api_key=label_studio.legacy_token,
+    )  # fmt: skip
+
+    def reported(labels: Sequence[tuple[int, str]]) -> dict[str, Any]:
+        """What the command says once these pictures have got these labels too."""
+        body = [
+            {"data": {"image": noise(seed)}, "annotations": [labelled(choice) | {"ground_truth": True}]}
+            for seed, choice in labels
+        ]
+        label_studio.api("POST", f"/api/projects/{project}/import", json=body)
+        arguments = ["--project", str(project), "--quality-tab", "--json", "--output", str(tmp_path / "report.html")]
+        done = CliRunner().invoke(report, arguments, obj=settings)
+        assert done.exit_code == 0, done.output
+        return dict(json.loads(done.stdout))
+
+    def seen(shown: int, of: int) -> tuple[set[str], list[str]]:
+        """The tasks of the tab as far as they fit the window, and the words of the page; all tasks are seen first."""
+        found: set[str] = set()
+        person.open_project(project)
+        expect(person.page.get_by_text(f"Tasks: {of} / {of}")).to_be_visible()
+        with person.page.expect_response(lambda answer: "/api/tasks?" in answer.url) as answer:
+            person.page.get_by_text("To look at again", exact=True).click()
+        expect(person.page.get_by_text(f"Tasks: {shown} / {of}")).to_be_visible()
+        found |= {str(task["id"]) for task in answer.value.json()["tasks"]}
+        return found, person.page.inner_text("body").split("\n")
+
+    again = reported([(1, "Mars"), (1, "Moon"), (2, "Saturn"), (2, "Saturn")])["again"]
+    tasks, words = seen(2, 4)
+    assert tasks == set(again)
+    assert {"Default", "ID", "Completed"} <= set(words)
+    assert not [word for word in words if word.startswith("Prediction ")]
+
+    again = reported([(seed, choice) for seed in range(3, 58) for choice in ("Mars", "Moon")])["again"]
+    assert len(again) == 100
+    tasks, _ = seen(100, 114)
+    assert tasks
+    assert tasks <= set(again)
+    tabs = {tab["data"]["title"]: tab["id"] for tab in label_studio.api("GET", f"/api/dm/views/?project={project}")}
+    assert list(tabs) == ["Default", "To look at again"]
+    query = f"/api/tasks?project={project}&view={tabs['To look at again']}&page_size=200"
+    assert {str(task["id"]) for task in label_studio.api("GET", query)["tasks"]} == set(again)
+    assert (tmp_path / "report.html").read_text().count("<img ") == 24

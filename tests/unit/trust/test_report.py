@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from celestial_backend.commands.report import report as command
+from celestial_backend.errors import SettingsError, StateError
 from celestial_backend.labels import ChoiceMap, Control
 from celestial_backend.metrics import Metrics
 from celestial_backend.pictures.reader import ImageReader
@@ -310,3 +313,41 @@ def test_a_picture_that_cannot_be_read_costs_only_itself(tmp_path: Path, images:
     assert "image" in bad.problem
     (picture,) = Seen(report.page(measures(measured()), sights)).pictures
     assert picture["alt"] == "The picture of task 1"
+
+
+def test_a_report_replaces_only_a_report(tmp_path: Path) -> None:
+    """What else is there stays, and the folder must be there; nothing is read before that is clear."""
+    settings, place = replace(Settings(), model_dir=tmp_path / "state"), tmp_path / "page.html"
+    report.check(settings.state.report("7"), settings)
+    report.check(place, settings)
+    report.write(place, report.page(measures(), Sights(album.Drift(NONE))))
+    report.check(place, settings)
+    place.write_text("<html>my own page</html>")
+    with pytest.raises(SettingsError, match="replaces an older report only"):
+        report.check(place, settings)
+    with pytest.raises(SettingsError, match="replaces an older report only"):
+        report.check(tmp_path, settings)
+    with pytest.raises(SettingsError, match="must be there"):
+        report.check(tmp_path / "none" / "page.html", settings)
+    with pytest.raises(StateError, match="cannot be written"):
+        report.write(place / "page.html", "")
+
+
+def test_a_report_does_not_lie_where_label_studio_shows_it(tmp_path: Path) -> None:
+    """But for the state folder, which holds the token too."""
+    settings = replace(Settings(), label_studio_data=tmp_path / "ls", local_files_root=tmp_path,
+                       model_dir=tmp_path / "state")  # fmt: skip
+    report.check(settings.state.report("7"), settings)
+    for place in (
+        tmp_path / "ls" / "media" / "page.html",
+        tmp_path / "page.html",
+        tmp_path / "state" / ".." / "page.html",
+    ):
+        with pytest.raises(SettingsError, match="Label Studio shows files"):
+            report.check(place, settings)
+
+
+def test_the_command_asks_for_a_label_studio_before_anything_else(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["--project", "7"], obj=replace(Settings(), model_dir=tmp_path))
+    assert isinstance(done.exception, SettingsError)
+    assert "LABEL_STUDIO_URL" in str(done.exception)
