@@ -1,0 +1,374 @@
+"""
+An audit: which tasks people label blind, and how much may be accepted of what they did not see.
+
+The predictions are sorted by their scores into groups of the same size, and as many tasks are drawn by chance from
+each. From the surest group down, more is accepted as long as few enough faults were found (fixed-sequence testing,
+Angelopoulos et al., arXiv 2110.01052). Nothing is assumed of the scores, but that better ones first let more pass.
+
+What is claimed is a share of the tasks themselves, and not of all pictures that might have come. Of W wrong
+predictions in some groups, each is drawn with a chance of at least s, and the draws of one group exclude each other.
+So the number of faults found is a sum of independent trials whose mean is sW or more, and "at most k" is no likelier
+than for W trials of chance s, or for n of chance sW / n, as long as k <= sW - 1 (Hoeffding, 1956, theorem 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+ACCEPTED, ALL = "accepted", "all"  # of what a share of errors is stated
+FIRST_LOOK = 0.9  # of the risk, for the labels that were drawn at once; all later looks share the rest
+GROUPS = range(8, 21)
+SIZES = 1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 5.0  # that are weighed, in the least number of tasks
+LEAST_RATE = 0.2  # of the stated error: no prediction is planned to be surer than that
+Counts = NDArray[np.float64]
+
+
+class Ranked(NamedTuple):
+    """A task with a prediction; `said` numbers what was said, in the list of an audit."""
+
+    task: int
+    score: float
+    said: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """
+    What was drawn at one time.
+
+    Attributes:
+        at: Seconds since 1970.
+        drawn: The tasks, by group.
+        among: Of how many, by group.
+        start: The first group at which it is looked, counted from 0: it and those above are accepted together, or none.
+    """
+
+    at: float
+    drawn: tuple[tuple[int, ...], ...]
+    among: tuple[int, ...]
+    start: int
+
+    @property
+    def tasks(self) -> list[int]:
+        """All that were drawn."""
+        return [task for group in self.drawn for task in group]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """
+    An audit as it was drawn, with all that is needed to judge it later, whatever model is live then.
+
+    Attributes:
+        number: Of the row in the database.
+        version: The model's tag.
+        made: When the project was made, as `settings.project_parts` gives it.
+        state: See `certificate`.
+        error: The share that may be wrong.
+        confidence: With which that is to hold.
+        of: `ACCEPTED`, or `ALL` tasks that were open.
+        control: The only one that counts, or "" for all.
+        total: Tasks that were open at the draw, those without a prediction included.
+        order: Tasks with a prediction, the surest first; equal scores in an order of chance.
+        said: What was said, by control.
+        groups: How many.
+        rounds: The first draw, and those that followed.
+        looks: How often labels of this project were judged before this audit, without a certificate since.
+    """
+
+    number: int
+    version: str
+    made: str
+    state: str
+    error: float
+    confidence: float
+    of: str
+    control: str
+    total: int
+    order: tuple[Ranked, ...]
+    said: tuple[Mapping[str, Sequence[str]], ...]
+    groups: int
+    rounds: tuple[Round, ...]
+    looks: int = 0
+    about: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> list[int]:
+        """All that people are to label."""
+        return [task for each in self.rounds for task in each.tasks]
+
+    @property
+    def risk(self) -> float:
+        """The chance of a wrong certificate that this look may take."""
+        return risk(self.confidence, self.looks + len(self.rounds) - 1)
+
+    def members(self, group: int) -> tuple[Ranked, ...]:
+        """The tasks of a group."""
+        edges = _edges(len(self.order), self.groups)
+        return self.order[edges[group] : edges[group + 1]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    What an audit allows.
+
+    Attributes:
+        certified: How many groups may be accepted, from the surest on; 0 for none.
+        audited: Labelled blind, in the groups that are accepted, or in all.
+        faults: Wrong ones among those.
+        threshold: The lowest score that is accepted; None without any.
+        accepted: The tasks, the surest first.
+        counts: By group, tasks that were labelled blind and faults among them.
+    """
+
+    certified: int
+    audited: int
+    faults: int
+    threshold: float | None
+    accepted: tuple[Ranked, ...]
+    counts: tuple[tuple[int, int], ...]
+
+
+class Plan(NamedTuple):
+    """How many tasks to draw, in how many groups, where to look first, and how many may then be accepted."""
+
+    size: int
+    groups: int
+    start: int
+    expected: float
+
+
+def risk(confidence: float, look: int) -> float:
+    """The chance of a wrong certificate that one look at the labels may take; those of all looks sum up to the whole."""
+    return (1 - confidence) * (FIRST_LOOK if look == 0 else (1 - FIRST_LOOK) / 2**look)
+
+
+def allowed(wrong: Counts, share: Counts, audited: Counts, chance: float) -> Counts:
+    """
+    How many faults may be found at most where fewer than so many wrong predictions are claimed; -1 for not even none.
+
+    Args:
+        wrong: Predictions that would be too many.
+        share: With which each of them was drawn, at least.
+        audited: Tasks that were drawn.
+        chance: Of a wrong claim, at most.
+    """
+    from scipy.stats import binom
+
+    rate = np.divide(share * wrong, audited, out=np.ones_like(share), where=audited > 0)
+    most = np.maximum(binom.ppf(chance, wrong, share), binom.ppf(chance, audited, np.minimum(rate, 1))) - 1
+    return np.maximum(np.minimum(most, np.floor(share * wrong - 1 + 1e-9)), -1)
+
+
+def least(error: float, confidence: float, of: str, total: int, tasks: int, look: int = 0) -> int | None:
+    """How many tasks must be audited without a fault, so that all may be accepted; None where labelling all is less."""
+    size = max(1, math.floor(math.log(risk(confidence, look)) / math.log1p(-error)) * tasks // (total + 1))
+    while size < tasks:
+        groups, each = _groups(size, tasks)
+        sizes = np.diff(_edges(tasks, groups)).astype(float)
+        if each > sizes.min():
+            return None
+        counts = np.full(groups, float(each))
+        if _limits(sizes, counts, counts / sizes, sizes - counts, error, of, total, risk(confidence, look))[-1] >= 0:
+            return groups * each
+        size = max(size + 1, groups * each)
+    return None
+
+
+def plan(
+    scores: Sequence[float], total: int, error: float, confidence: float, of: str, *, size: int | None = None,
+    look: int = 0,
+) -> Plan | None:  # fmt: skip
+    """
+    The audit that is expected to leave people the least to label, if the scores are right.
+
+    Args:
+        scores: From the surest on.
+        total: Open tasks, those without a score included.
+        error: Share that may be wrong.
+        confidence: With which that is to hold.
+        of: `ACCEPTED` or `ALL`.
+        size: Tasks to draw, if that is settled; a few more make the groups even.
+        look: How often labels were judged before.
+
+    Returns:
+        None where labelling all is less.
+    """
+    tasks = len(scores)
+    floor = least(error, confidence, of, total, tasks, look)
+    if floor is None and size is None:
+        return None
+    sizes = [size] if size else [round(floor * times) for times in SIZES if times == 1 or floor * times <= tasks / 2]
+    found: list[Plan] = []
+    for wanted in sizes:
+        groups, each = _groups(wanted, tasks)
+        members = np.diff(_edges(tasks, groups)).astype(float)
+        if each <= members.min():
+            counts = np.full(groups, float(each))
+            start, expected = _start(scores, members, counts, counts / members, error, of, total,
+                                     risk(confidence, look))  # fmt: skip
+            found.append(Plan(groups * each, groups, start, expected))
+    return max(found, key=lambda each: (round(each.expected), -each.size), default=None)
+
+
+def draw(audit: Audit, each: int, open_tasks: Collection[int], chance: Callable[[int], float], at: float) -> Round:
+    """
+    Draw tasks from every group, among those that nobody has labelled.
+
+    Args:
+        audit: To be drawn for.
+        each: From a group.
+        open_tasks: That nobody has labelled.
+        chance: A task's number from 0 to 1, by which it is drawn.
+        at: Now.
+    """
+    before, among, drawn = set(audit.tasks), list[int](), list[tuple[int, ...]]()
+    for group in range(audit.groups):
+        free = [one.task for one in audit.members(group) if one.task in open_tasks and one.task not in before]
+        among.append(len(free))
+        drawn.append(tuple(sorted(sorted(free, key=chance)[:each])))
+    fresh = Round(at, tuple(drawn), tuple(among), 0)
+    sizes, counts, shares = _drawn(audit, (*audit.rounds, fresh))
+    rates = [one.score for one in audit.order]
+    look = audit.looks + len(audit.rounds)
+    start, _ = _start(rates, sizes, counts, shares, audit.error, audit.of, audit.total, risk(audit.confidence, look),
+                      1.5 ** len(audit.rounds))  # fmt: skip
+    return Round(at, fresh.drawn, fresh.among, start)
+
+
+def judge(audit: Audit, right: Mapping[int, bool], open_tasks: Collection[int], error: float | None = None) -> Verdict:
+    """
+    What may be accepted, by what people said of the tasks that were drawn.
+
+    Args:
+        audit: As it was drawn.
+        right: Task -> whether people say what the model says; a task that is missing was deleted and counts for
+            nothing.
+        open_tasks: That nobody has labelled; only those can be accepted.
+        error: Another share than the audit's.
+    """
+    error = audit.error if error is None else error
+    drawn, taken = set(audit.tasks), set(open_tasks)
+    _, _, shares = _drawn(audit, audit.rounds, right)
+    groups = [audit.members(group) for group in range(audit.groups)]
+    counts = [
+        (sum(one.task in right for one in group if one.task in drawn),
+         sum(not right[one.task] for one in group if one.task in drawn and one.task in right))
+        for group in groups
+    ]  # fmt: skip
+    left = [[one for one in group if one.task in taken and one.task not in drawn] for group in groups]
+    limits = _limits(np.array([float(len(group)) for group in groups]), np.array([float(n) for n, _ in counts]), shares,
+                     np.array([float(len(each)) for each in left]), error, audit.of, audit.total, audit.risk)  # fmt: skip
+    faults, certified = np.cumsum([wrong for _, wrong in counts]), 0
+    for group in range(audit.rounds[-1].start, audit.groups):
+        if faults[group] > limits[group]:
+            break
+        certified = group + 1
+    within = certified or audit.groups
+    accepted = tuple(one for group in left[:certified] for one in group)
+    threshold = groups[certified - 1][-1].score if certified else None
+    audited = sum(n for n, _ in counts[:within])
+    return Verdict(certified, audited, int(faults[within - 1]), threshold, accepted, tuple(counts))
+
+
+def reachable(audit: Audit, verdict: Verdict, right: Mapping[int, bool], open_tasks: Collection[int]) -> float | None:
+    """The smallest share of errors, in steps of a tenth of a percent, that these labels would have been enough for."""
+    if verdict.certified:
+        return audit.error
+    shares = [step / 1000 for step in range(1, 500) if step / 1000 > audit.error]
+    low, high = 0, len(shares)
+    while low < high:
+        middle = (low + high) // 2
+        if judge(audit, right, open_tasks, shares[middle]).accepted:
+            high = middle
+        else:
+            low = middle + 1
+    return shares[low] if low < len(shares) else None
+
+
+def more(audit: Audit, verdict: Verdict, open_tasks: Collection[int]) -> int | None:
+    """
+    How many more tasks must be labelled blind, about, for a certificate at the next look, if faults are found as often.
+
+    None where labelling all that is open would be less.
+    """
+    drawn, look = set(audit.tasks), audit.looks + len(audit.rounds)
+    free = np.array([float(sum(one.task in open_tasks and one.task not in drawn for one in audit.members(group)))
+                     for group in range(audit.groups)])  # fmt: skip
+    sizes, before, _ = _drawn(audit, audit.rounds)
+    found = np.cumsum([wrong for _, wrong in verdict.counts]).astype(float)
+    seen = np.maximum(np.cumsum([n for n, _ in verdict.counts]), 1)
+    each = 1
+    while each < free.min():
+        counts = before + each
+        shares = 1 - (1 - before / sizes) * (1 - each / np.maximum(free, 1))
+        limits = _limits(sizes, counts, shares, free - each, audit.error, audit.of, audit.total,
+                         risk(audit.confidence, look))  # fmt: skip
+        expected = found + (found + 0.5) / (seen + 1) * each * np.arange(1, audit.groups + 1)
+        if (np.ceil(expected) <= limits).any():
+            return each * audit.groups
+        each += max(1, each // 8)
+    return None
+
+
+def _start(
+    scores: Sequence[float], sizes: Counts, counts: Counts, shares: Counts, error: float, of: str, total: int,
+    chance: float, pessimism: float = 1.0,
+) -> tuple[int, float]:  # fmt: skip
+    """Where to look first, chosen by the scores alone, and how many are then expected to be accepted."""
+    from scipy.stats import binom
+
+    limits = _limits(sizes, counts, shares, sizes - counts, error, of, total, chance)
+    rates = np.clip(pessimism * (1 - np.asarray(scores, float)), LEAST_RATE * error, 1)
+    edges = np.cumsum(sizes).astype(int)
+    faults = np.cumsum(counts * np.add.reduceat(rates, np.r_[0, edges[:-1]]) / np.maximum(sizes, 1))
+    audited = np.maximum(np.cumsum(counts), 1)
+    passes = np.where(limits < 0, 0.0, binom.cdf(np.maximum(limits, 0), audited, np.minimum(faults / audited, 1)))
+    accepted = np.cumsum(sizes - counts)
+    gains = [
+        float(np.diff(accepted[first:], prepend=0.0) @ np.minimum.accumulate(passes[first:]))
+        for first in range(len(sizes))
+    ]
+    best = int(np.argmax(gains))
+    return best, gains[best]
+
+
+def _limits(
+    sizes: Counts, counts: Counts, shares: Counts, left: Counts, error: float, of: str, total: int, chance: float
+) -> Counts:
+    """By group, how many faults may be found in it and those above, at most, for all of them to be accepted."""
+    wrong = np.floor(error * (np.cumsum(left) if of == ACCEPTED else np.full(len(left), float(total))) + 1e-9) + 1
+    audited = np.cumsum(counts)
+    found = allowed(wrong, np.minimum.accumulate(shares), audited, chance)
+    return np.where(wrong > np.cumsum(sizes), audited, found)  # there are not as many tasks as may be wrong
+
+
+def _drawn(
+    audit: Audit, rounds: Sequence[Round], kept: Collection[int] | None = None
+) -> tuple[Counts, Counts, Counts]:
+    """By group: tasks, those that were drawn, and the chance with which each was; of the drawn ones only those kept."""
+    edges = _edges(len(audit.order), audit.groups)
+    counts, missed = np.zeros(audit.groups), np.ones(audit.groups)
+    for each in rounds:
+        drawn = np.array([float(sum(kept is None or task in kept for task in group)) for group in each.drawn])
+        counts += drawn
+        missed *= 1 - drawn / np.maximum(np.array(each.among, float), 1)
+    return np.diff(edges).astype(float), counts, 1 - missed
+
+
+def _groups(size: int, tasks: int) -> tuple[int, int]:
+    """Groups, and tasks of each, that make up a size with as few more as can be."""
+    fit = [groups for groups in GROUPS if groups <= tasks] or [1]
+    groups = min(fit, key=lambda each: (math.ceil(size / each) * each, -each))
+    return groups, math.ceil(size / groups)
+
+
+def _edges(tasks: int, groups: int) -> NDArray[np.int64]:
+    return np.array([tasks * group // groups for group in range(groups + 1)])
