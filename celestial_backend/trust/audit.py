@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +25,10 @@ ACCEPTED, ALL = "accepted", "all"  # of what a share of errors is stated
 FIRST_LOOK = 0.9  # of the risk, for the labels that were drawn at once; all later looks share the rest
 GROUPS = range(8, 21)
 SIZES = 1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 5.0  # that are weighed, in the least number of tasks
+ROUNDS_MAX = 6  # draws that are thought ahead; each doubles what was drawn
+PESSIMISM = 1.5  # by which predictions are taken to be worse for each look that has brought nothing
 LEAST_RATE = 0.2  # of the stated error: no prediction is planned to be surer than that
-Counts = NDArray[np.float64]
+Counts = NDArray[np.floating]
 
 
 class Ranked(NamedTuple):
@@ -78,6 +80,7 @@ class Audit:
         order: Tasks with a prediction, the surest first; equal scores in an order of chance.
         said: What was said, by control.
         groups: How many.
+        size: Of the first draw.
         rounds: The first draw, and those that followed.
         looks: How often labels of this project were judged before this audit, without a certificate since.
     """
@@ -94,9 +97,9 @@ class Audit:
     order: tuple[Ranked, ...]
     said: tuple[Mapping[str, Sequence[str]], ...]
     groups: int
-    rounds: tuple[Round, ...]
+    size: int
+    rounds: tuple[Round, ...] = ()
     looks: int = 0
-    about: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[int]:
@@ -146,7 +149,7 @@ class Plan(NamedTuple):
 
 
 def risk(confidence: float, look: int) -> float:
-    """The chance of a wrong certificate that one look at the labels may take; those of all looks sum up to the whole."""
+    """The chance of a wrong certificate that one look at the labels may take; all looks together may take the whole."""
     return (1 - confidence) * (FIRST_LOOK if look == 0 else (1 - FIRST_LOOK) / 2**look)
 
 
@@ -164,7 +167,8 @@ def allowed(wrong: Counts, share: Counts, audited: Counts, chance: float) -> Cou
 
     rate = np.divide(share * wrong, audited, out=np.ones_like(share), where=audited > 0)
     most = np.maximum(binom.ppf(chance, wrong, share), binom.ppf(chance, audited, np.minimum(rate, 1))) - 1
-    return np.maximum(np.minimum(most, np.floor(share * wrong - 1 + 1e-9)), -1)
+    least_likely: Counts = np.minimum(most, np.floor(share * wrong - 1 + 1e-9))
+    return np.maximum(least_likely, -1)
 
 
 def least(error: float, confidence: float, of: str, total: int, tasks: int, look: int = 0) -> int | None:
@@ -202,10 +206,13 @@ def plan(
         None where labelling all is less.
     """
     tasks = len(scores)
-    floor = least(error, confidence, of, total, tasks, look)
-    if floor is None and size is None:
-        return None
-    sizes = [size] if size else [round(floor * times) for times in SIZES if times == 1 or floor * times <= tasks / 2]
+    if size is None:
+        floor = least(error, confidence, of, total, tasks, look)
+        if floor is None:
+            return None
+        sizes = [round(floor * times) for times in SIZES if times == 1 or floor * times <= tasks / 2]
+    else:
+        sizes = [size]
     found: list[Plan] = []
     for wanted in sizes:
         groups, each = _groups(wanted, tasks)
@@ -218,28 +225,29 @@ def plan(
     return max(found, key=lambda each: (round(each.expected), -each.size), default=None)
 
 
-def draw(audit: Audit, each: int, open_tasks: Collection[int], chance: Callable[[int], float], at: float) -> Round:
+def draw(audit: Audit, open_tasks: Collection[int], chance: Callable[[int], float], at: float) -> Round:
     """
     Draw tasks from every group, among those that nobody has labelled.
 
+    The first time as many as were planned, and each time after that as many as were drawn so far: who knows the faults
+    could choose a number that suits them.
+
     Args:
         audit: To be drawn for.
-        each: From a group.
         open_tasks: That nobody has labelled.
         chance: A task's number from 0 to 1, by which it is drawn.
         at: Now.
     """
     before, among, drawn = set(audit.tasks), list[int](), list[tuple[int, ...]]()
+    each = math.ceil((len(before) or audit.size) / audit.groups)
     for group in range(audit.groups):
         free = [one.task for one in audit.members(group) if one.task in open_tasks and one.task not in before]
         among.append(len(free))
         drawn.append(tuple(sorted(sorted(free, key=chance)[:each])))
     fresh = Round(at, tuple(drawn), tuple(among), 0)
-    sizes, counts, shares = _drawn(audit, (*audit.rounds, fresh))
-    rates = [one.score for one in audit.order]
     look = audit.looks + len(audit.rounds)
-    start, _ = _start(rates, sizes, counts, shares, audit.error, audit.of, audit.total, risk(audit.confidence, look),
-                      1.5 ** len(audit.rounds))  # fmt: skip
+    start, _ = _start([one.score for one in audit.order], *_drawn(audit, (*audit.rounds, fresh)), audit.error, audit.of,
+                      audit.total, risk(audit.confidence, look), PESSIMISM ** len(audit.rounds))  # fmt: skip
     return Round(at, fresh.drawn, fresh.among, start)
 
 
@@ -264,8 +272,10 @@ def judge(audit: Audit, right: Mapping[int, bool], open_tasks: Collection[int], 
         for group in groups
     ]  # fmt: skip
     left = [[one for one in group if one.task in taken and one.task not in drawn] for group in groups]
-    limits = _limits(np.array([float(len(group)) for group in groups]), np.array([float(n) for n, _ in counts]), shares,
-                     np.array([float(len(each)) for each in left]), error, audit.of, audit.total, audit.risk)  # fmt: skip
+    sizes, audited, remaining = (
+        np.array(numbers, float) for numbers in (list(map(len, groups)), [n for n, _ in counts], list(map(len, left)))
+    )
+    limits = _limits(sizes, audited, shares, remaining, error, audit.of, audit.total, audit.risk)
     faults, certified = np.cumsum([wrong for _, wrong in counts]), 0
     for group in range(audit.rounds[-1].start, audit.groups):
         if faults[group] > limits[group]:
@@ -274,14 +284,13 @@ def judge(audit: Audit, right: Mapping[int, bool], open_tasks: Collection[int], 
     within = certified or audit.groups
     accepted = tuple(one for group in left[:certified] for one in group)
     threshold = groups[certified - 1][-1].score if certified else None
-    audited = sum(n for n, _ in counts[:within])
-    return Verdict(certified, audited, int(faults[within - 1]), threshold, accepted, tuple(counts))
+    return Verdict(
+        certified, sum(n for n, _ in counts[:within]), int(faults[within - 1]), threshold, accepted, tuple(counts)
+    )
 
 
-def reachable(audit: Audit, verdict: Verdict, right: Mapping[int, bool], open_tasks: Collection[int]) -> float | None:
+def reachable(audit: Audit, right: Mapping[int, bool], open_tasks: Collection[int]) -> float | None:
     """The smallest share of errors, in steps of a tenth of a percent, that these labels would have been enough for."""
-    if verdict.certified:
-        return audit.error
     shares = [step / 1000 for step in range(1, 500) if step / 1000 > audit.error]
     low, high = 0, len(shares)
     while low < high:
@@ -295,27 +304,32 @@ def reachable(audit: Audit, verdict: Verdict, right: Mapping[int, bool], open_ta
 
 def more(audit: Audit, verdict: Verdict, open_tasks: Collection[int]) -> int | None:
     """
-    How many more tasks must be labelled blind, about, for a certificate at the next look, if faults are found as often.
+    How many more tasks must be labelled blind, about, for a certificate, if faults are found as often as so far.
 
-    None where labelling all that is open would be less.
+    None where even all that can be drawn would not do.
     """
-    drawn, look = set(audit.tasks), audit.looks + len(audit.rounds)
-    free = np.array([float(sum(one.task in open_tasks and one.task not in drawn for one in audit.members(group)))
-                     for group in range(audit.groups)])  # fmt: skip
-    sizes, before, _ = _drawn(audit, audit.rounds)
+    free = _free(audit, open_tasks)
+    added = np.zeros_like(free)
+    sizes, before, shares = _drawn(audit, audit.rounds)
     found = np.cumsum([wrong for _, wrong in verdict.counts]).astype(float)
-    seen = np.maximum(np.cumsum([n for n, _ in verdict.counts]), 1)
-    each = 1
-    while each < free.min():
-        counts = before + each
-        shares = 1 - (1 - before / sizes) * (1 - each / np.maximum(free, 1))
-        limits = _limits(sizes, counts, shares, free - each, audit.error, audit.of, audit.total,
+    rates = (found + 0.5) / (np.cumsum([n for n, _ in verdict.counts]) + 1)
+    for look in range(audit.looks + len(audit.rounds), audit.looks + len(audit.rounds) + ROUNDS_MAX):
+        added = np.minimum(2 * added + before, free)
+        drawn = 1 - (1 - shares) * (1 - added / np.maximum(free, 1))
+        limits = _limits(sizes, before + added, drawn, free - added, audit.error, audit.of, audit.total,
                          risk(audit.confidence, look))  # fmt: skip
-        expected = found + (found + 0.5) / (seen + 1) * each * np.arange(1, audit.groups + 1)
-        if (np.ceil(expected) <= limits).any():
-            return each * audit.groups
-        each += max(1, each // 8)
+        if (np.ceil(found + rates * np.cumsum(added)) <= limits).any():
+            return int(added.sum())
     return None
+
+
+def _free(audit: Audit, open_tasks: Collection[int]) -> Counts:
+    """By group, the tasks that can still be drawn."""
+    drawn = set(audit.tasks)
+    return np.array([
+        float(sum(one.task in open_tasks and one.task not in drawn for one in audit.members(group)))
+        for group in range(audit.groups)
+    ])  # fmt: skip
 
 
 def _start(
@@ -350,9 +364,7 @@ def _limits(
     return np.where(wrong > np.cumsum(sizes), audited, found)  # there are not as many tasks as may be wrong
 
 
-def _drawn(
-    audit: Audit, rounds: Sequence[Round], kept: Collection[int] | None = None
-) -> tuple[Counts, Counts, Counts]:
+def _drawn(audit: Audit, rounds: Sequence[Round], kept: Collection[int] | None = None) -> tuple[Counts, Counts, Counts]:
     """By group: tasks, those that were drawn, and the chance with which each was; of the drawn ones only those kept."""
     edges = _edges(len(audit.order), audit.groups)
     counts, missed = np.zeros(audit.groups), np.ones(audit.groups)
