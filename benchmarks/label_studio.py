@@ -42,7 +42,7 @@ class LabelStudio(Server):
         self.uploads = place / "data"
         self.studio = Studio(Settings(label_studio_url=self.url, label_studio_api_key=self.token))
         account = {"user": "benchmark@example.com", "password": secrets.token_urlsafe(12), "token": self.token}
-        start_label_studio(self, _program(bench), self.port, self.uploads, account)
+        start_label_studio(self, program(bench), self.port, self.uploads, account)
 
     def __enter__(self) -> Self:
         try:
@@ -64,7 +64,7 @@ class LabelStudio(Server):
     def project(self, title: str, addresses: Sequence[str], backend_url: str) -> int:
         """A project with a task for each address, connected with a backend."""
         project = create_project(self.studio, title, LABEL_CONFIG)
-        self._call("POST", f"/api/projects/{project}/import", [{"data": {"image": address}} for address in addresses])
+        self.call("POST", f"/api/projects/{project}/import", [{"data": {"image": address}} for address in addresses])
         register(self.studio, project, backend_url, title)
         return project
 
@@ -72,7 +72,7 @@ class LabelStudio(Server):
         """The seconds of the Data Manager's *Retrieve Predictions* for all tasks."""
         body = {"selectedItems": {"all": True, "excluded": []}}
         started = time.perf_counter()
-        self._call("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", body)
+        self.call("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", body)
         return time.perf_counter() - started
 
     def serving(self, addresses: Sequence[str], clients: int) -> float:
@@ -93,7 +93,7 @@ class LabelStudio(Server):
         Raises:
             BenchmarkError: It has not, so no time of it counts.
         """
-        had = self._call("GET", f"/api/projects/{project}/")["total_predictions_number"]
+        had = self.call("GET", f"/api/projects/{project}/")["total_predictions_number"]
         if had != count:
             raise BenchmarkError(f"{count} tasks must have got as many predictions, got {had}. See {self.log}.")
 
@@ -105,14 +105,15 @@ class LabelStudio(Server):
         if answer.status != 200:
             raise BenchmarkError(f"Label Studio must hand out {address}, and answered with {answer.status}.")
 
-    def _call(self, method: str, path: str, body: object = None) -> Any:
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """The JSON of one answer of its API."""
         answer = requests.request(method, self.url + path, json=body, headers=self._headers, timeout=CALL_S)
         if not answer.ok:
             raise BenchmarkError(f"Label Studio must take {method} {path}, and said {answer.text[:500]}")
         return answer.json()
 
 
-def _program(bench: Bench) -> Path:
+def program(bench: Bench) -> Path:
     """Label Studio's start program, made on first use; it is the one that the tests use too."""
     given = os.environ.get("TEST_LABEL_STUDIO_VENV")
     with (cache_folder() / "lock").open("w") as lock:

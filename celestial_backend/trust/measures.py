@@ -54,6 +54,7 @@ DISPUTED_MAX, PAIRS_MAX, CONFUSED_MAX = 100, 20, 40
 OTHERS = "others"  # beyond the most frequent choices
 GONE = "accounts that are gone"
 BY_TRUTH, BY_BLIND, BY_OTHERS = "ground truth", "others who saw no pre-label", "others who saw it too"
+SAME_TIMES = "all labels took the same time, which no person does"
 WITHOUT = "tasks without a pre-label"
 CONTROL_REMEDY = "Set CELESTIAL_CONTROL_SHARE=0.1, so that a random tenth of the tasks is shown without"
 
@@ -472,11 +473,15 @@ def _calibration(confidence: Sequence[float], right: Sequence[bool]) -> Figure:
     found = calibration_error(confidence, right) if len(right) >= LEAST_CALIBRATED else None
     if found is None:
         return _none(f"labels on {WITHOUT}", len(right), LEAST_CALIBRATED - len(right))
+    low, high = found.low, found.high
+    if low >= high:  # all were right, or all wrong, and resamples of them are too
+        few, many = wilson(right[0], found.count)
+        low, high = max(0.0, found.value - (many - few)), min(1.0, found.value + many - few)
     return Figure(
         f"Confidence is {100 * found.value:.1f} points away from agreement on average (95 % interval"
-        f" {100 * found.low:.1f} to {100 * found.high:.1f}; {found.count} labels); of so few labels, right scores would"
+        f" {100 * low:.1f} to {100 * high:.1f}; {found.count} labels); of so few labels, right scores would"
         f" show {100 * found.chance:.1f}.",
-        found.value, found.low, found.high, found.count,
+        found.value, low, high, found.count,
     )  # fmt: skip
 
 
@@ -514,6 +519,9 @@ def _seconds(judged: Sequence[Given]) -> tuple[Figure, Figure, Figure]:
                      sum(len(each.without_s) for each in compared), LEAST - tasks)  # fmt: skip
         return none, none, none
     without, with_one, saved = typical(compared)
+    if without.low == without.high or with_one.low == with_one.high:
+        none = _none(SAME_TIMES, saved.n)
+        return none, none, none
     much = f"{abs(saved.value):.1f} s {'less' if saved.value >= 0 else 'more'} with a pre-label"
     sure = "" if saved.low > 0 or saved.high < 0 else " That may be chance."
     return (
@@ -528,6 +536,8 @@ def _typical_seconds(labels: Sequence[Given]) -> Figure:
     found = middle([each.seconds or 0 for each in mine], [each.task for each in mine])
     if found is None or found.n < LEAST_OF_SOME:
         return _none("labels with their seconds", len(mine), LEAST_OF_SOME - len(mine))
+    if found.low == found.high:
+        return _none(SAME_TIMES, found.n)
     return _told(found, f"A task takes {_typical(found)}.")
 
 
