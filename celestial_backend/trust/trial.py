@@ -33,10 +33,9 @@ KEY = "arms of tasks"  # its name in the database
 KEEP = """INSERT INTO unshown (project, task, version, made, arm, said, shown, score, at) VALUES
     (:project, :task, :version, COALESCE(NULLIF(CAST(:made AS TEXT), ''), (SELECT projects.made FROM projects
     WHERE projects.project = :project), ''), :arm, :said, :shown, :score, :at)
-    ON CONFLICT (project, task, version) DO UPDATE SET made = excluded.made, said = excluded.said,
-    arm = CASE WHEN excluded.arm = 'withheld' AND unshown.arm = 'audited' AND unshown.made IN ('', excluded.made)
-    THEN unshown.arm ELSE excluded.arm END, shown = excluded.shown, score = excluded.score, removed_at = NULL,
-    at = CASE WHEN unshown.made IN ('', excluded.made) THEN unshown.at ELSE excluded.at END"""
+    ON CONFLICT (project, task, version, made) DO UPDATE SET said = excluded.said, shown = excluded.shown,
+    arm = CASE WHEN excluded.arm = 'withheld' AND unshown.arm = 'audited' THEN unshown.arm ELSE excluded.arm END,
+    score = excluded.score, removed_at = NULL"""
 # Without a moment, that of the project as it is known now.
 OF_PROJECT = """unshown.project = :project AND (unshown.made = '' OR unshown.made = COALESCE(NULLIF(CAST(:made AS TEXT),
     ''), (SELECT NULLIF(projects.made, '') FROM projects WHERE projects.project = :project), unshown.made))"""

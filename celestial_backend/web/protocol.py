@@ -9,6 +9,7 @@ nothing. So are the tasks of a request until their turn comes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
@@ -28,6 +29,7 @@ LOOSE_MAX, LOOSE_MAX_BYTES = 200_000, 20_000_000  # values and bytes of a body t
 DATA_MAX = 10_000  # values of one task's data
 ID_MAX = 20  # bytes of a task's number
 NOTHING = Raw(b"null")
+TRUE = re.compile(rb'"ground_truth"\s*:\s*true')
 
 Sent = TypeVar("Sent")
 
@@ -137,7 +139,8 @@ class Tasks(Sequence[Any]):
     The tasks of a request, each read whenever it is asked for: those that wait take no more than their bytes.
 
     A task is a dict with ``id`` and ``data``; in the place of data that is too much to be read stands
-    the `RequestError` that says so. What is no object is None.
+    the `RequestError` that says so. One with a ground truth has ``annotations`` and ``is_labeled`` too. What is no
+    object is None.
     """
 
     def __init__(self, sent: Sequence[Any]) -> None:
@@ -154,6 +157,8 @@ class Tasks(Sequence[Any]):
 class _Task(Struct):
     id: Raw = NOTHING
     data: Raw = NOTHING
+    annotations: Raw = NOTHING
+    is_labeled: Raw = NOTHING
 
 
 class _EventProject(Struct):
@@ -216,7 +221,12 @@ def _task(sent: Any) -> Any:
         data = RequestError(f"The data of a task may hold {DATA_MAX:,} values, and this one has more.")
     else:
         data = _value(data)
-    return {"id": _value(bytes(parts.id)) if len(parts.id) <= ID_MAX else None, "data": data}
+    task = {"id": _value(bytes(parts.id)) if len(parts.id) <= ID_MAX else None, "data": data}
+    given = bytes(parts.annotations)
+    if TRUE.search(given) and given.count(b",") <= DATA_MAX:
+        told = bytes(parts.is_labeled)
+        task |= {"annotations": _value(given), "is_labeled": _value(told) if len(told) <= ID_MAX else None}
+    return task
 
 
 def _value(text: bytes) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def test_what_is_held_back_again_keeps_its_moment(settings: Settings) -> None:
         trial.keep("7", [later])
     assert [(each.at, each.score) for each in trial.kept("7")] == [(1000.0, 0.8)]
     trial.keep("7", [replace(first, at=4000.0, made="6")])
-    assert [each.at for each in trial.kept("7")] == [4000.0]
+    assert [each.at for each in trial.kept("7", "6")] == [4000.0]
 
 
 def test_a_retrained_model_keeps_the_arms(settings: Settings) -> None:
@@ -180,20 +179,3 @@ def test_another_project_of_the_same_number_has_nothing_to_do_with_the_old_one(s
     assert [each.task for each in trial.kept("7")] == [2]
     ledger.forget("7")
     assert [each.task for each in trial.kept("7")] == [2], "Label Studio may be away only for us"
-
-
-def test_all_who_share_a_database_draw_alike(database_url: str, settings: Settings) -> None:
-    """Also where several ask for the key at the same moment before there is one."""
-    shared = replace(settings, database_url=database_url)
-    with ThreadPoolExecutor(8) as threads:
-        drawn = list(threads.map(lambda _: Trial(shared, Database(shared)).drawn("7", 1), range(8)))
-    assert len(set(drawn)) == 1
-    trial = Trial(replace(shared, control_share=0.5), Database(shared))
-    shown = trial.shown([{"id": number} for number in range(1, 251)], [answer() for _ in range(250)], "7.5")
-    assert len(trial.kept("7", "5")) == sum(not each["result"] for each in shown) > 80
-    trial.keep("7", [Unshown(2**40, "one", PLANTED, [MARS], 0.9, 1.0, "5", [MARS])])
-    ((number, (planted,)),) = trial.standing().items()
-    assert (number, planted.task, planted.shown) == ("7", 2**40, [MARS])
-    trial.removed("7", [planted])
-    assert trial.standing() == {}
-    assert trial.misled("7") == {2**40}
