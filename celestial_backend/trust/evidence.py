@@ -162,8 +162,6 @@ def _answer(
     prediction = _prediction(annotation, task)
     version = str(prediction.get("model_version") or "")
     held = _held(unshown, version, annotation)
-    if not prediction and vote.source != UNAIDED and held is not None and held.arm == PLANTED:  # removed afterwards
-        prediction, version = {"result": held.shown, "score": held.score}, held.version
     arm, (said, confidence) = UNPREDICTED, _said(prediction.get("result"), vote.control, choices)
     if said is not None:
         arm = PLANTED if held is not None and held.arm == PLANTED else SHOWN
