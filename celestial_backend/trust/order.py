@@ -3,14 +3,15 @@ The order in which tasks are labelled, where Label Studio sorts by score: first 
 
 First come typical pictures: the most typical one of each cluster in which nothing is labelled, the largest cluster
 first (TypiClust: Hacohen et al., 2022). They need no label, so a new project has an order before it has a model. Then
-come pictures of which the live model is least sure, by its lead of one choice over the next. A share of the tasks,
-drawn at random, stands among them wherever chance put it: what is measured on those holds for all.
+come pictures of which the live model is least sure, by its lead of one choice over the next, those first that are
+unlike each other. A share of the tasks, drawn at random, stands among them wherever chance put it: what is measured on
+those holds for all.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from celestial_backend.trust.seen import Seen
 
 EXPLORED = 0.1  # share of the tasks that chance puts into the order
-FIRST = 60  # labels up to which typical pictures come first
+FIRST_EACH, FIRST_LEAST, FIRST_MOST = 6, 30, 150  # labels up to which typical pictures come first: so many a choice
 STEP = 20  # clusters: so many at first, and so many more each time that all have a label
 AXES = 64  # of the features, by which pictures are clustered
 NEAREST = 20  # pictures of a cluster whose distance says how typical one is
+LEAST_NEXT, MOST_NEXT, NEXT_IN = 10, 50, 5  # labels until the next training, and of those that there are
+AMONG = 4  # times as many of the smallest leads, from which they are chosen so that they differ
 TASKS_MAX = 5_000  # that are put in order; of more, the first
 SEED, TURNS = 20, 50
 Vectors = NDArray[np.float32]
@@ -123,7 +126,8 @@ class Order:
         labelled = np.array([task in seen.labelled for task in tasks], bool)
         chance = np.where(drawn[:, 0] < EXPLORED, drawn[:, 1], np.nan)
         leads = np.array([seen.leads.get(task, np.nan) for task in tasks])
-        place_of = places(np.stack(list(seen.vectors.values())), labelled, leads, chance) if tasks else {}
+        first = min(FIRST_MOST, max(FIRST_LEAST, FIRST_EACH * seen.choices))
+        place_of = places(np.stack(list(seen.vectors.values())), labelled, leads, chance, first) if tasks else {}
         self.keep(project, seen.made, {tasks[row]: place for row, place in place_of.items()})
         return len(place_of)
 
@@ -132,7 +136,7 @@ class Order:
 
 
 def places(
-    vectors: Vectors, labelled: NDArray[np.bool_], leads: Floats, chance: Floats, first: int = FIRST
+    vectors: Vectors, labelled: NDArray[np.bool_], leads: Floats, chance: Floats, first: int
 ) -> dict[int, float]:
     """
     The places of pictures without a label, by their rows: above 0 and below 1, the first lowest.
@@ -147,18 +151,30 @@ def places(
         chance: Shape (N,); from 0 to 1 where chance puts a picture, NaN where it does not.
         first: Labels up to which typical pictures come first.
     """
-    free = np.flatnonzero(~labelled)
+    from threadpoolctl import threadpool_limits
+
+    free, before = np.flatnonzero(~labelled), np.flatnonzero(labelled)
     if not len(free):
         return {}
-    before = np.flatnonzero(labelled)
-    typical = list(_typical(_reduced(vectors), before, first)) if len(before) < first else []
-    rest = np.setdiff1d(free, typical)
-    rng = np.random.default_rng(SEED)
-    rest = rest[np.lexsort((rng.random(len(rest)), leads[rest]))]  # NaN comes last, in any order
-    chosen = [row for row in [*typical, *rest] if np.isnan(chance[row])]
+    with threadpool_limits(1):  # on a busy machine several threads of one product wait for each other
+        ranked = _ranked(_reduced(vectors), free, before, leads, first)
+    chosen = [row for row in ranked if np.isnan(chance[row])]
     done = 1 - len(free) / len(vectors)
     found = {int(row): done + (1 - done) * (at + 0.5) / len(chosen) for at, row in enumerate(chosen)}
     return found | {int(row): float(np.clip(chance[row], 1e-6, 1 - 1e-6)) for row in free if not np.isnan(chance[row])}
+
+
+def _ranked(
+    points: Floats, free: NDArray[np.integer], before: NDArray[np.integer], leads: Floats, first: int
+) -> Iterable[int]:
+    """The rows without a label: those that teach most first."""
+    typical = list(_typical(points, before, first))
+    rest = np.setdiff1d(free, typical)
+    rng = np.random.default_rng(SEED)
+    rest = rest[np.lexsort((rng.random(len(rest)), leads[rest]))]  # NaN comes last, in any order
+    count = min(MOST_NEXT, max(LEAST_NEXT, len(before) // NEXT_IN))
+    apart = _apart(points, rest[~np.isnan(leads[rest])], count)
+    return dict.fromkeys([*typical, *apart.tolist(), *rest.tolist()])
 
 
 def _typical(points: Floats, labelled: Sequence[int] | NDArray[np.integer], first: int) -> Iterator[int]:
@@ -176,6 +192,17 @@ def _typical(points: Floats, labelled: Sequence[int] | NDArray[np.integer], firs
                 yield row
         if count == len(points):
             return  # more are the same picture again
+
+
+def _apart(points: Floats, rows: NDArray[np.integer], count: int) -> NDArray[np.integer]:
+    """Of the first rows, so many that are unlike each other, in their order: near-duplicates teach little."""
+    few = rows[: AMONG * count]
+    if len(few) <= count:
+        return few
+    cluster = _clusters(points[few], count)
+    middle = np.stack([points[few][cluster == one].mean(axis=0) for one in np.unique(cluster)])
+    nearest = ((points[few][:, None] - middle) ** 2).sum(axis=2).argmin(axis=0)
+    return np.asarray(few[np.unique(nearest)])
 
 
 def _clusters(points: Floats, count: int) -> NDArray[np.integer]:

@@ -11,11 +11,11 @@ import pytest
 from celestial_backend.database import Database
 from celestial_backend.labels import UNKNOWN_SCORE
 from celestial_backend.settings import NEEDS_LABELS, TYPICAL, Settings
-from celestial_backend.trust.order import EXPLORED, FIRST, Order, places
+from celestial_backend.trust.order import EXPLORED, Order, places
 from celestial_backend.trust.seen import Seen
 from celestial_backend.trust.trial import Trial
 
-NOBODY = np.full(300, np.nan)
+NOBODY, FIRST = np.full(300, np.nan), 60
 
 
 def crowd(count: int = 300, kinds: int = 6, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +35,7 @@ def first(place_of: dict[int, float], count: int) -> list[int]:
 def test_before_any_label_each_kind_comes_early() -> None:
     """Of 12 pictures at random, one of the rare kind is often missing; of 12 typical ones none is."""
     vectors, kind = crowd()
-    place_of = places(vectors, np.zeros(300, bool), NOBODY, NOBODY)
+    place_of = places(vectors, np.zeros(300, bool), NOBODY, NOBODY, FIRST)
     assert set(kind[first(place_of, 20)]) == set(range(6))
     assert len(place_of) == 300
     assert all(0 < place < 1 for place in place_of.values())
@@ -51,34 +51,37 @@ def test_what_is_labelled_is_covered() -> None:
 
 
 def test_then_the_least_sure_come() -> None:
+    """A few of them that are unlike each other, and then all by their leads."""
     vectors, _ = crowd()
     leads = np.random.default_rng(2).random(300)
     labelled = np.arange(300) < FIRST
-    place_of = places(vectors, labelled, leads, NOBODY)
-    assert first(place_of, 240) == sorted(range(FIRST, 300), key=leads.__getitem__)
+    place_of = places(vectors, labelled, leads, NOBODY, FIRST)
+    ranked = sorted(range(FIRST, 300), key=leads.__getitem__)
+    assert set(first(place_of, 9)) < set(ranked[:48])
+    assert [row for row in first(place_of, 240) if row not in ranked[:48]] == ranked[48:]
     assert min(place_of.values()) == pytest.approx(FIRST / 300, abs=0.01)
 
 
 def test_the_share_at_random_holds_at_any_moment() -> None:
-    """Label in the order, learn, order anew: among the first 50, 100, 150 labels a tenth was drawn by chance."""
+    """Label in the order, learn, order anew: among the first 100, 200, 300 labels a tenth was drawn by chance."""
     rng = np.random.default_rng(5)
-    vectors, _ = crowd(1500)
-    chance = np.where(rng.random(1500) < EXPLORED, rng.random(1500), np.nan)
-    labelled, given = np.zeros(1500, bool), []
-    for _ in range(15):
-        place_of = places(vectors, labelled, rng.random(1500), chance)
+    vectors, _ = crowd(600)
+    chance = np.where(rng.random(600) < EXPLORED, rng.random(600), np.nan)
+    labelled, given = np.zeros(600, bool), list[int]()
+    for _ in range(10):
+        place_of = places(vectors, labelled, rng.random(600), chance, FIRST)
         given += first(place_of, 50)
         labelled[given] = True
-    shares = [float(np.mean(~np.isnan(chance[given[:count]]))) for count in (150, 300, 500, 750)]
+    shares = [float(np.mean(~np.isnan(chance[given[:count]]))) for count in (100, 200, 300, 400, 500)]
     assert all(abs(share - EXPLORED) < 0.05 for share in shares), shares
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 30])
 def test_few_pictures_have_an_order_too(count: int) -> None:
     vectors, _ = crowd(300)
-    assert len(places(vectors[:count], np.zeros(count, bool), NOBODY[:count], NOBODY[:count])) == count
+    assert len(places(vectors[:count], np.zeros(count, bool), NOBODY[:count], NOBODY[:count], FIRST)) == count
     same = np.tile(vectors[:1], (count, 1))
-    assert len(places(same, np.zeros(count, bool), NOBODY[:count], NOBODY[:count])) == count
+    assert len(places(same, np.zeros(count, bool), NOBODY[:count], NOBODY[:count], FIRST)) == count
 
 
 # What Label Studio gets
