@@ -101,8 +101,7 @@ class _OfControl:
 
     def measured(self) -> Measured:
         blind = self._blind
-        known = [each for each in blind if each.confidence is not None]
-        sure, same = [float(each.confidence or 0) for each in known], [each.kept for each in known]
+        sure, same = _by_confidence(blind)
         disputed = self._disputed()
         return Measured(
             control=self._control.from_name,
@@ -391,8 +390,9 @@ def _told(found: Interval, sentence: str) -> Figure:
 
 
 def _none(why: str, n: int = 0, missing: int = 0) -> Figure:
-    """A figure that cannot be told, and why."""
-    return Figure(f"Not enough yet: {f'about {missing} more ' if missing else ''}{why}.", n=n, missing=missing)
+    """A figure that is not told: how much more it needs of what, or else why nobody can say it."""
+    return Figure(f"Not enough yet: about {missing} more {why}." if missing else f"Cannot be told: {why}.", n=n,
+                  missing=missing)  # fmt: skip
 
 
 def _interval(labels: Sequence[Given]) -> Interval:
@@ -469,17 +469,27 @@ def _kappa(both: Sequence[tuple[Hashable, Hashable]]) -> Figure:
     return _told(found, f"Cohen's kappa is {found.value:.2f} ({_span(found, '{:.2f}'.format)}; {len(both)} tasks).")
 
 
+def _by_confidence(blind: Sequence[Given]) -> tuple[list[float], list[bool]]:
+    """The confidence of each prediction, and whether most people agree with it; of equally many, the first."""
+    groups: dict[tuple[int, str], list[Given]] = {}
+    for each in blind:
+        if each.confidence is not None and 0 <= each.confidence <= 1:
+            groups.setdefault((each.task, each.version), []).append(each)
+    sure = [mine[0].confidence or 0.0 for mine in groups.values()]
+    return sure, [(_most(mine) or mine[0].chosen) == mine[0].said for mine in groups.values()]
+
+
 def _calibration(confidence: Sequence[float], right: Sequence[bool]) -> Figure:
     found = calibration_error(confidence, right) if len(right) >= LEAST_CALIBRATED else None
     if found is None:
-        return _none(f"labels on {WITHOUT}", len(right), LEAST_CALIBRATED - len(right))
+        return _none(WITHOUT, len(right), LEAST_CALIBRATED - len(right))
     low, high = found.low, found.high
     if low >= high:  # all were right, or all wrong, and resamples of them are too
         few, many = wilson(right[0], found.count)
         low, high = max(0.0, found.value - (many - few)), min(1.0, found.value + many - few)
     return Figure(
-        f"Confidence is {100 * found.value:.1f} points away from agreement on average (95 % interval"
-        f" {100 * low:.1f} to {100 * high:.1f}; {found.count} labels); of so few labels, right scores would"
+        f"Confidence is {100 * found.value:.1f} points away from what people say, on average (95 % interval"
+        f" {100 * low:.1f} to {100 * high:.1f}; {found.count} tasks). Of so few tasks, scores that are right would"
         f" show {100 * found.chance:.1f}.",
         found.value, low, high, found.count,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from celestial_backend.trust.measures import measure, percent
 from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
 
 BODY = ChoiceMap.for_learning(CONFIG).controls
-NOT_YET = "Not enough yet: "
+NOT_YET = "Not enough yet: about "
 
 
 def label(
@@ -59,7 +59,7 @@ def is_honest(figure: Figure) -> bool:
     """A number has an interval around it and the sentence names no interval without one."""
     assert figure.sentence[-1] == "."
     if figure.value is None:
-        return figure.low is figure.high is None and "Not enough yet" in figure.sentence
+        return figure.low is figure.high is None and figure.sentence.startswith((NOT_YET, "Cannot be told: "))
     assert figure.low is not None
     assert figure.high is not None
     return figure.low <= figure.value <= figure.high and figure.low < figure.high and figure.missing == 0
@@ -99,7 +99,7 @@ def test_what_is_missing_is_counted() -> None:
     """And what to set where nothing is withheld at all."""
     told = of([label(task) for task in range(100)] + [label(task, arm=WITHHELD) for task in range(100, 112)])
     assert (told.compared.difference.missing, told.compared.shown.value) == (8, 1)
-    assert told.compared.difference.sentence == f"{NOT_YET}about 8 more tasks without a pre-label."
+    assert told.compared.difference.sentence == f"{NOT_YET}8 more tasks without a pre-label."
     none = of([label(task) for task in range(100)])
     assert "CELESTIAL_CONTROL_SHARE=0.1" in none.accuracy.sentence
     assert none.kept.value == 1
