@@ -90,7 +90,8 @@ class Services:
         """
         from celestial_backend.trust.evidence import read_evidence
 
-        return read_evidence(ProjectLabels(self.studio, project), self.trial)
+        link = f"{self.settings.studio_link}/projects/{project}/data"
+        return read_evidence(ProjectLabels(self.studio, project), self.trial, link)
 
 
 def build(settings: Settings, *, look_only: bool = False) -> Services:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -51,8 +50,7 @@ def report(settings: Settings, project: int, output: Path | None, *, quality_tab
     labels = ProjectLabels(services.studio, str(project))
     with Shown(f"Reporting on project {project}") as shown:
         shown(words="reading labels")
-        link = f"{settings.studio_link}/projects/{project}/data"
-        evidence = replace(services.evidence(str(project)), link=link)
+        evidence = services.evidence(str(project))
         figures = measure(evidence, {each.tag: each.manifest for each in services.store.registry.models()})
         sights = _look(services, evidence, labels, shown) if place is not None or quality_tab else None
         if place is not None and sights is not None:

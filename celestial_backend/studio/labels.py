@@ -25,14 +25,12 @@ class About:
 
     Attributes:
         made: When, as `StudioProject.made` has it.
-        link: Where people open it.
         tasks: How many it has.
     """
 
     title: str
     config: str
     made: str
-    link: str
     tasks: int
 
 
@@ -47,15 +45,14 @@ class ProjectLabels(StudioProject):
             ProjectGoneError: Label Studio has no such project.
             StudioError: It stayed away, or refused.
         """
-        number, url = self._number(), (self._studio.url or "").rstrip("/")
+        number = self._number()
 
         def call(client: LabelStudio) -> About:
             found = client.projects.get(number)
             if found.id != number:
                 raise TypeError
             made = str(int(found.created_at.timestamp())) if found.created_at else ""
-            return About(str(found.title or ""), str(found.label_config or ""), made, f"{url}/projects/{number}/data",
-                         int(found.task_number or 0))  # fmt: skip
+            return About(str(found.title or ""), str(found.label_config or ""), made, int(found.task_number or 0))
 
         return self.ask(f"project {self.project_id}", call)
 
