@@ -20,11 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from http.client import HTTPConnection, HTTPException
 
 import click
+from msgspec import Raw
 
 from benchmarks.bench import BIN, REPOSITORY
 from benchmarks.load import HEADERS, percentile
@@ -34,6 +35,8 @@ from celestial_backend.errors import CelestialError
 from celestial_backend.jobs.ledger import KEPT, Ending, Ledger
 from celestial_backend.models.pointers import Pointer, Pointers
 from celestial_backend.settings import Settings
+from celestial_backend.trust.trial import Trial
+from celestial_backend.web.protocol import Tasks
 from tests.support.backend_server import ServerProcess, free_port, plain_environ
 
 PROCESSES, THREADS, WORKERS = 4, 8, 2
@@ -254,6 +257,28 @@ def latency(postgresql: str | None, seconds: float, rate: float) -> None:
                 say(f"{name}, {pace}", asked)
                 say("  begun and ended beside it", worked)
     sys.exit(failed)
+
+
+@main.command()
+@click.option("--postgresql", metavar="URL", help="An empty database of a PostgreSQL; without it, a new SQLite file.")
+@click.option("--repeat", type=click.IntRange(min=1), default=200, show_default=True, help="Requests of each kind.")
+def shown(postgresql: str | None, repeat: int) -> None:
+    """Time what it adds to a request for predictions that some are held back, by share and by number of tasks."""
+    region = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["Mars"]}}
+    with tempfile.TemporaryDirectory(prefix="celestial-shown-") as folder:
+        settings = Settings.from_environ({"MODEL_DIR": folder, "CELESTIAL_DATABASE_URL": postgresql or ""})
+        for share, count in itertools.product((0.0, 0.1, 1.0), (1, 250)):
+            trial, told = Trial(replace(settings, control_share=share), Database(settings)), Told()
+            sent = [json.dumps({"id": task, "data": {"image": "/data/upload/1/0.png"}}).encode() for task in
+                    range(1, repeat + count)]  # fmt: skip
+            said = [{"result": [region], "score": 0.9, "model_version": "one"} for _ in range(count)]
+            trial.shown([], [], "7.1")
+            for place in range(repeat):
+                tasks = Tasks([Raw(task) for task in sent[place : place + count]])
+                started = time.monotonic()
+                trial.shown(tasks, said, f"{count}.{share:.1f}".replace(".", "") + ".1")
+                told.seconds.append(time.monotonic() - started)
+            click.echo(f"share {share:<4} of {count:>3} tasks: {told}")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,10 @@ class Transaction:
         """How many rows a statement changed."""
         return self._connection.execute(_text(statement), _storable(values)).rowcount
 
+    def run_all(self, statement: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Run a statement for each of some rows of values, at least one, in few trips to the database."""
+        self._connection.execute(_text(statement), [_storable(row) for row in rows])
+
     def now(self) -> float:
         """
         Seconds on the clock by which leases are told, which is the same for all who share the database.

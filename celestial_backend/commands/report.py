@@ -16,6 +16,7 @@ from celestial_backend.services import Services, build
 from celestial_backend.settings import Settings
 from celestial_backend.studio.labels import ProjectLabels
 from celestial_backend.studio.tabs import show_tasks
+from celestial_backend.trust import planted
 from celestial_backend.trust import report as pages
 from celestial_backend.trust.album import Sights, look
 from celestial_backend.trust.evidence import Evidence
@@ -57,7 +58,8 @@ def report(settings: Settings, project: int, output: Path | None, *, quality_tab
             pages.write(place, pages.page(figures, sights))
         tab = show_tasks(labels, TAB, list(sights.again)) if quality_tab and sights is not None else None
     if as_json:
-        seen = {} if sights is None else {"drift": sights.drift, "again": sights.again}
+        seen: dict[str, object] = {} if sights is None else {"drift": sights.drift, "again": sights.again}
+        seen |= {"planted": planted.told(services.trial.kept(str(project), evidence.made))}
         click.echo(json.dumps(msgspec.to_builtins(figures) | msgspec.to_builtins(seen, str_keys=True)))
         return
     for sentence in pages.summary(figures):
@@ -71,7 +73,7 @@ def _look(services: Services, evidence: Evidence, labels: ProjectLabels, shown: 
     def told(stage: str, **where: int | None) -> None:
         shown(where.get("pictures") or 0, where.get("of"), words=stage)
 
-    learner = Learner(services.settings, services.store, services.studio, services.images)
+    learner = Learner(services.settings, services.store, services.studio, services.images, services.trial.misled)
     return look(evidence, labels, learner, services.images, services.store, services.settings, told)
 
 

@@ -8,7 +8,7 @@ a task has all its labels they are removed from Label Studio.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from celestial_backend.errors import CelestialError, ProjectGoneError, StateError
@@ -16,7 +16,7 @@ from celestial_backend.labels import ChoiceMap
 from celestial_backend.learning.votes import votes_of
 from celestial_backend.studio.client import Studio
 from celestial_backend.studio.project import StudioProject
-from celestial_backend.trust.trial import Regions, Trial, Unshown
+from celestial_backend.trust.trial import PLANTED, Regions, Trial, Unshown
 
 logger = logging.getLogger(__name__)
 STUDIO_S = 3.0  # for a Label Studio that is away: there is another minute
@@ -60,6 +60,16 @@ def in_place_of(answer: Any, other: Any, truth: Mapping[str, Collection[str]]) -
         return []
     scores = {region["from_name"]: region["score"] for region in answer["result"]}
     return [region | {"score": scores.get(region["from_name"], answer["score"])} for region in regions]
+
+
+def told(unshown: Iterable[Unshown]) -> list[dict[str, Any]]:
+    """The planted errors as plain values, so that whoever exports predictions can tell them from the model's."""
+    return [
+        {"task": each.task, "version": each.version, "said": each.said, "shown": each.shown,
+         "stands": each.removed_at is None}
+        for each in unshown
+        if each.arm == PLANTED
+    ]  # fmt: skip
 
 
 def take_away(trial: Trial, studio: Studio) -> None:

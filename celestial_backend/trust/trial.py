@@ -181,8 +181,7 @@ class Trial:
         if not rows:
             return
         with nullcontext(within) if within else self._database.writing(f"unshown {number}") as transaction:
-            for row in sorted(rows, key=lambda row: row["task"]):
-                transaction.run(KEEP, **row)
+            transaction.run_all(KEEP, sorted(rows, key=lambda row: row["task"]))
 
     def kept(self, number: str, made: str = "") -> list[Unshown]:
         """

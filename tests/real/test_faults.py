@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from celestial_backend.planets.network import FILES
 from celestial_backend.planets.renderer import render
 from celestial_backend.services import build
 from celestial_backend.settings import Settings
+from celestial_backend.trust.trial import Trial
 from tests.support.backend_server import REPOSITORY, Backends, label_config
 from tests.support.disks import fill, remount
 from tests.support.trainings import Place
@@ -121,9 +122,9 @@ def one_task(monkeypatch: pytest.MonkeyPatch, model_store: Path) -> Any:
     tasks = OneTask()
     monkeypatch.setattr(ModelStore, "current", lambda *_: None)
 
-    def run(model_dir: Path) -> tuple[Prelabelling, OneTask]:
-        services = build(replace(Settings.from_environ(), model_dir=model_dir, bentoml_home=model_store))
-        answer = {"result": [], "score": 0.5, "model_version": services.store.live_tag()}
+    def run(model_dir: Path, result: Sequence[object] = (), **settings: float) -> tuple[Prelabelling, OneTask]:
+        services = build(replace(Settings.from_environ(), model_dir=model_dir, bentoml_home=model_store, **settings))
+        answer = {"result": list(result), "score": 0.5, "model_version": services.store.live_tag()}
         monkeypatch.setattr(services.predictor, "predict", lambda page, *_, **__: [answer for _ in page])
         made = Prelabelling(services, "3")
         monkeypatch.setattr(made, "_tasks", tasks)
@@ -143,6 +144,27 @@ def test_prelabel_sends_nothing_that_a_full_disk_forgets(one_task: Any, small_di
     filler.unlink()
     assert one_task(small_disk)[0].run().predicted == 1
     assert len(tasks.sent) == 1
+
+
+def test_prelabel_sends_nothing_of_what_is_held_back_and_not_kept(
+    one_task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a task fails, and the next run predicts it; an empty prediction would stand there for good."""
+    said = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["Mars"]}, "score": 0.5}
+    run, tasks = one_task(tmp_path / "state", [said], control_share=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "keep", lambda *_: raise_(StateError("The database cannot be written.")))
+        assert run.run().failed == 1
+    assert tasks.sent == []
+    assert "What is held back of it cannot be written down." in run.failures.path.read_text()
+    again, tasks = one_task(tmp_path / "state", [said], control_share=1.0)
+    assert again.run().predicted == 1
+    ((sent,),) = [rows.values() for rows in tasks.sent]
+    assert (sent["result"], sent["score"]) == ([], 0.5)
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 def test_a_model_store_that_is_read_only_is_a_sentence(small_disk: Path) -> None:
@@ -197,6 +219,7 @@ import sys
 from celestial_backend.pictures.hooks import Postprocess, Preprocess
 from celestial_backend.planets import network
 from celestial_backend.settings import Settings
+from celestial_backend.trust.trial import Trial
 from celestial_backend.models.store import DEFAULT_MODEL
 from celestial_backend.services import build
 from celestial_backend.settings import project_tag

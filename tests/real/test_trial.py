@@ -24,6 +24,7 @@ from celestial_backend.planets.renderer import render
 from celestial_backend.services import build
 from celestial_backend.settings import Settings
 from celestial_backend.trust.planted import take_away
+from celestial_backend.trust.planted import told as told_of
 from celestial_backend.trust.trial import PLANTED, WITHHELD, Trial, Unshown
 from tests.support.backend_server import Backends, BackendServer, label_config
 from tests.support.browser import Annotator
@@ -72,11 +73,10 @@ def told(text: str) -> list[str]:
 def answers_of(studio: LabelStudioServer, project: int, record: int) -> Iterator[tuple[str, str]]:
     """All that Label Studio tells somebody who labels: addresses, and what they answer."""
     one = studio.tasks(project)[0]["id"]
-    formats = [each["name"] for each in studio.api("GET", f"/api/projects/{project}/export/formats")]
-    assert {"JSON", "JSON_MIN", "CSV"} <= set(formats)
     said = [{"filter": "filter:tasks:predictions_results", "operator": "contains", "type": "String", "value": HELD[0]}]
     addresses = [
-        *(f"/api/projects/{project}/export?download_all_tasks=true&exportType={name}" for name in formats),
+        *(f"/api/projects/{project}/export?download_all_tasks=true&exportType={name}"
+          for name in ("JSON", "JSON_MIN", "CSV", "TSV")),
         f"/api/tasks?project={project}&fields=all&page_size=100",
         f"/api/tasks?project={project}&fields=all&query={json.dumps({'ordering': ['-tasks:predictions_score']})}",
         f"/api/tasks/{one}", f"/api/tasks/{one}?project={project}", f"/api/tasks/{one}/annotations/",
@@ -221,3 +221,15 @@ def test_planted_errors_stand_until_a_task_has_all_its_labels(
     assert shown() == {known: "Saturn", also: wrong[also], other: "Saturn"}
     (accepted,) = [each for each in services.evidence(str(project)).given if not each.truth and each.task == known]
     assert (accepted.arm, accepted.said, accepted.kept) == (PLANTED, {wrong[known]}, True)
+
+    listed = {each["task"]: each for each in told_of(services.trial.kept(str(project)))}
+    assert {task: each["stands"] for task, each in listed.items()} == {known: False, also: True}
+    assert listed[also]["shown"][0]["value"]["choices"] == [wrong[also]]
+    assert listed[also]["said"][0]["value"]["choices"] == ["Saturn"]
+
+    label_studio.api("POST", f"/api/dm/actions?id=delete_tasks_predictions&project={project}", json=everything)
+    blind = build(replace(services.settings, control_share=1.0))
+    assert Prelabelling(blind, str(project)).run().predicted == 3
+    assert [each["result"] for each in label_studio.predictions(project)] == [[]] * 3, "before any planted error"
+    at = Prelabelling(blind, str(project)).plan()
+    assert (at.already, at.wanted) == (3, 0)

@@ -24,7 +24,8 @@ from celestial_backend.jobs.queue import make_queue
 from celestial_backend.jobs.trainings import KNOW_S, MESSAGES, Jobs
 from celestial_backend.services import build
 from celestial_backend.settings import NEVER, Settings
-from celestial_backend.studio.project import Labels
+from celestial_backend.studio.project import Labels, StudioProject
+from celestial_backend.trust.trial import PLANTED, Unshown
 from celestial_backend.web.app import create_app
 from tests.support import fake_project
 from tests.support.backend_server import label_config
@@ -270,6 +271,18 @@ def test_a_training_that_cannot_be_recovered_stops_no_other(
     look_after(jobs)
     assert [states(ledger, project) for project in ("6", "7", "9")] == [[WAITING], [RUNNING], [WAITING]]
     assert studio.asked == [("8", None)]
+
+
+@pytest.mark.usefixtures("studio")
+def test_planted_errors_are_looked_after_every_minute(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the worker, in the thread that asks Label Studio."""
+    services, asked = build(settings), []
+    services.trial.keep("7", [Unshown(5, "one", PLANTED, [], 0.9, at=1.0)])
+    remove = lambda project, wanted: asked.append((project.project_id, wanted)) or wanted  # noqa: E731
+    monkeypatch.setattr(StudioProject, "remove_of_done", remove)
+    look_after(services.jobs)
+    assert asked == [("7", {(5, "one")})]
+    assert services.trial.standing() == {}
 
 
 def test_a_project_that_is_gone_is_forgotten(studio: Any, settings: Settings, ledger: Ledger) -> None:

@@ -12,6 +12,7 @@ from cleanlab import multiannotator
 from numpy.typing import NDArray
 
 from celestial_backend.labels import ChoiceMap
+from celestial_backend.learning.dataset import Labels
 from celestial_backend.learning.votes import Choices, Consensus, Vote, agree, contested, votes_of
 from tests.support.backend_server import label_config
 
@@ -118,6 +119,21 @@ def test_a_vote() -> None:
 def test_which_annotations_count(given: list[dict[str, Any]], votes: list[str], left_out: dict[str, int]) -> None:
     """One choice per person and picture; all else is left out and counted."""
     assert said(*given) == (votes, left_out)
+
+
+def test_labels_beside_a_planted_error_are_left_out() -> None:
+    """But for the ground truth, with or without one that still stands."""
+    given = [annotation(1, "Mars"), annotation(2, "Moon", by=2), annotation(3, "Venus", by=3, ground_truth=True)]
+    reason = "where a wrong pre-label was shown on purpose"
+    for some, learned, out in ((given, [frozenset({"Venus"})], 2), (given[:2], [], 2)):
+        votes, left_out = votes_of({"id": 5, "annotations": some}, MAP, misled=True)
+        assert [vote.choices for vote in votes] == learned
+        assert left_out == Counter({reason: out})
+    labels = Labels(MAP, "7", misled={5})
+    for task in (5, 6):
+        labels.add({"id": task, "data": {"image": "a.png"}, "annotations": given[:2]})
+    assert [each.task_id for each in labels.wanted.values()] == [6]
+    assert labels.left_out == Counter({reason: 2})
 
 
 def test_each_control_has_votes_of_its_own() -> None:
