@@ -179,6 +179,8 @@ def look(
     Raises:
         StudioError: Label Studio stayed away, or refused.
     """
+    from threadpoolctl import threadpool_limits
+
     album, suspects, troubles = Album(), tuple[Suspect, ...](), list[str]()
 
     def told(done: int, of: int | None) -> None:
@@ -199,7 +201,8 @@ def look(
         except CelestialError as error:
             troubles.append(f"Labels were not judged: {error}")
     report("comparing pictures")
-    found = sights(evidence, album, images, suspects, " ".join(troubles))
+    with threadpool_limits(1):  # as heads are learned: several threads wait for each other on a busy machine
+        found = sights(evidence, album, images, suspects, " ".join(troubles))
     store.features.close()
     return found
 
