@@ -36,8 +36,14 @@ def _style() -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined, finalize=_unparted,
+    )  # fmt: skip
     environment.filters |= {"percent": percent}
     environment.globals |= {"interval": interval, "span": span}
     return environment
+
+
+def _unparted(value: Any) -> Any:
+    """A text whose numbers stand on one line with their signs."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value

@@ -319,26 +319,21 @@ def test_a_report_makes_a_tab_of_exactly_the_tasks_to_look_at_again(
     assert (tmp_path / "report.html").read_text().count("<img ") == 24
 
 
-@pytest.mark.parametrize("width", [1100, 400])
-def test_a_report_fits_the_screen_and_needs_nothing_from_elsewhere(
-    person: Annotator, tmp_path: Path, width: int
-) -> None:
-    """A wide one and a phone's, light and dark, and paper: only tables may be wider, which are moved by themselves."""
-    text, page = planets_report(tmp_path), person.page
-    person.refused.clear()
-    page.set_viewport_size({"width": width, "height": 1400})
-    page.set_content(text)
-    person.photograph(f"report-{width}" if width < 1000 else "report")
-    colours = set()
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        colours.add(page.evaluate("getComputedStyle(document.querySelector('a')).color"))
+def test_a_report_fits_every_screen_and_needs_nothing_from_elsewhere(person: Annotator, tmp_path: Path) -> None:
+    """A phone's and a wide one, light and dark, and paper: only tables may be wider, which are moved by themselves."""
+    page, colours = person.page, set()
+    page.set_content(planets_report(tmp_path))
+    for width in (400, 1100):
+        page.set_viewport_size({"width": width, "height": 1400})
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            colours.add(page.evaluate("getComputedStyle(document.querySelector('a')).color"))
+    person.photograph("report")
     assert len(colours) == 2
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert page.evaluate("document.images.length") >= album.TELLING_MAX
-    if width > 1000:
-        page.emulate_media(media="print")
-        page.set_viewport_size({"width": 688, "height": 1000})  # what A4 holds
-        assert page.evaluate("[...document.querySelectorAll('table')].every(one => one.scrollWidth <= 688)")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 688, "height": 1000})  # what A4 holds
+    assert page.evaluate("[...document.querySelectorAll('table')].every(one => one.scrollWidth <= 688)")
     assert person.refused == []
