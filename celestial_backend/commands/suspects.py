@@ -34,7 +34,7 @@ def suspects(settings: Settings, project: int, limit: int, *, as_json: bool) -> 
     List the labels of a project that look wrong, the likeliest first.
 
     Each label is compared with what a model says that was trained on the others. It reads all labelled pictures, as a
-    training does, and changes nothing.
+    training does, and changes nothing. It also says what 50 more labels are expected to bring.
     """
     if not (settings.label_studio_url and settings.label_studio_api_key):
         raise SettingsError(NOBODY_TO_ASK)
@@ -49,8 +49,9 @@ def suspects(settings: Settings, project: int, limit: int, *, as_json: bool) -> 
     rows = [_row(each, f"{settings.studio_link}/projects/{project}/data?task={each.tasks[0]}")
             for each in found.found[:limit]]  # fmt: skip
     if as_json:
-        judged, lacking = dict(found.judged), dict(found.lacking)
-        click.echo(json.dumps({"judged": judged, "lacking": lacking, "found": len(found.found), "labels": rows}))
+        told = {"judged": dict(found.judged), "lacking": dict(found.lacking), "found": len(found.found)}
+        ahead = {control: asdict(each) for control, each in found.outlooks.items()}
+        click.echo(json.dumps(told | {"labels": rows, "outlook": ahead}))
         return
     click.echo(_told(found, len(rows)))
     if rows:
@@ -59,6 +60,8 @@ def suspects(settings: Settings, project: int, limit: int, *, as_json: bool) -> 
             [[str(row["tasks"][0]), *([row["control"]] if len(found.judged) > 1 else []), _named(row["given"]),
               _named(row["said"]), f"{row['sure']:.0%}", row["link"]] for row in rows],
         ))  # fmt: skip
+    for control, outlook in found.outlooks.items():
+        click.echo(f"{control!r}: {outlook.sentence}" if len(found.judged) > 1 else outlook.sentence)
 
 
 def _row(suspect: Suspect, link: str) -> dict[str, Any]:

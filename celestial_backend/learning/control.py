@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -32,6 +32,8 @@ AGREED = 0.5  # of the labels of a choice that a live model must say too, or it 
 SUSPECTS_MAX, SUSPECTS_LABELS, SUSPECTS_SKILL = 10, 20, 0.6
 SUSPECT, SUSPECT_TIMES = 0.02, 1.5  # see `_doubted`
 DOUBTED_SHARE, DOUBTED_WEIGHT = 0.04, 0.02  # of the labels, from which on they count less; and what they count then
+FEWER, FEWER_TIMES = (0.3, 0.45, 0.65, 0.85), 4  # shares of the labels that heads learn, to see what more of them bring
+TICKED = 0.5  # the probability from which on a choice is said, where several may be right
 DOUBT_SKILL = 0.3  # that a head needs to doubt labels
 Vectors = NDArray[np.float32]
 
@@ -174,11 +176,14 @@ class Unseen:
         examples: N labels of choices with enough of them.
         choices: K choices.
         said: Shape (N, K); their probabilities.
+        steps: How many labels a head learned, and whether it says rightly what it did not learn, shape (N,), NaN for
+            what it learned; of fewer labels and of more.
     """
 
     examples: tuple[Example, ...]
     choices: tuple[str, ...]
     said: NDArray[np.float64]
+    steps: tuple[tuple[float, NDArray[np.float64]], ...] = ()
 
 
 def unseen(control: Control, data: Dataset, champion: Champion, spaces: Sequence[Space] = (GENERAL,)) -> Unseen | None:
@@ -186,7 +191,31 @@ def unseen(control: Control, data: Dataset, champion: Champion, spaces: Sequence
     course = _course(control, data, champion, spaces)
     if course is None:
         return None
-    return Unseen(tuple(course.examples), course.choices, heads.fit(course.lessons).unseen[: len(course.examples)])
+    fitted, count = heads.fit(course.lessons), len(course.examples)
+    said = fitted.unseen[:count]
+    steps = (*_fewer(course.lessons, fitted, count), (count * (1 - 1 / fitted.folds), _is_right(said, course.lessons)))
+    return Unseen(tuple(course.examples), course.choices, said, steps)
+
+
+def _fewer(lessons: heads.Lessons, fitted: heads.Fitted, count: int) -> Iterator[tuple[float, NDArray[np.float64]]]:
+    """What heads of fewer labels say rightly, as `Unseen.steps` has it; what nobody labelled here all of them learn."""
+    rng = np.random.default_rng(heads.SEED)
+    shown = []
+    for share in FEWER * FEWER_TIMES:
+        shown.append(np.ones(len(lessons.targets), bool))
+        shown[-1][rng.permutation(count)[max(1, round(share * count)) :]] = False
+    for each, logits in zip(shown, heads.of_fewer(lessons, fitted, shown), strict=True):
+        right = _is_right(heads.probabilities(logits[:count], multiple=lessons.multiple), lessons)
+        right[each[:count]] = np.nan
+        yield float(each[:count].sum()), right
+
+
+def _is_right(said: NDArray[np.float64], lessons: heads.Lessons) -> NDArray[np.float64]:
+    """Of each label 1 where it is said rightly, else 0; shape (N,)."""
+    wanted = lessons.targets[: len(said)]
+    if lessons.multiple:
+        return np.asarray(((said >= TICKED) == (wanted >= TICKED)).all(axis=1), np.float64)
+    return np.asarray(said.argmax(axis=1) == wanted.argmax(axis=1), np.float64)
 
 
 class _Course(NamedTuple):

@@ -116,6 +116,26 @@ def fit(lessons: Lessons, spaces: Sequence[tuple[str, ...]] | None = None) -> Fi
     return min(fitted, key=lambda each: each.loss + ALONE * (len(each.spaces) < most))
 
 
+def of_fewer(lessons: Lessons, fitted: Fitted, shown: Sequence[NDArray[np.bool_]]) -> Iterator[Floats]:
+    """
+    Logits of all labelled pictures, shape (N, K), by heads that learned some of the labels alone.
+
+    Args:
+        lessons: Of `fitted`, whose kind and spaces they have.
+        fitted: What cross-validation has chosen.
+        shown: Shape (N,) each; the labels that one head learns.
+    """
+    from threadpoolctl import threadpool_limits
+
+    width = np.arange(lessons.vectors.shape[1])
+    columns = np.concatenate([width[lessons.spaces[name]] for name in fitted.spaces])
+    with threadpool_limits(1):
+        rows = _Rows.of(lessons, _Axes.of(lessons, columns))
+        recipes = _blends(rows)[fitted.kind]
+        for each in shown:
+            yield np.asarray(np.mean([head(rows.labelled) for _, head in rows.heads(each, recipes)], axis=0))
+
+
 def probabilities(logits: Floats, *, multiple: bool) -> Floats:
     """Of logits, shape (N, K): of each choice by itself, or of the one that is right."""
     if multiple:

@@ -73,7 +73,7 @@ class Order:
                 continue
             if needs_labels:
                 found[at] = {"result": [], "score": place_of[task], "model_version": NEEDS_LABELS}
-            elif answer and (answer["score"] > UNKNOWN_SCORE or self._explored(number, task)):
+            elif answer and (answer["score"] > UNKNOWN_SCORE or self.explored(number, task)):
                 found[at] = {**answer, "score": place_of[task]}
         return found
 
@@ -131,7 +131,8 @@ class Order:
         self.keep(project, seen.made, {tasks[row]: place for row, place in place_of.items()})
         return len(place_of)
 
-    def _explored(self, number: str, task: int) -> bool:
+    def explored(self, number: str, task: int) -> bool:
+        """Whether chance has put a task into the order: what is measured on such tasks holds for all."""
         return self._trial.drawn(number, task, "explore") < EXPLORED
 
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from celestial_backend.learning.control import Unseen, unseen
+from celestial_backend.learning.control import TICKED, Unseen, unseen
 from celestial_backend.learning.dataset import LEAST_LABELS
 from celestial_backend.learning.project import Learner, Progress
-
-TICKED = 0.5  # the probability from which on a choice is said, where several may be right
+from celestial_backend.trust.outlook import Outlook, outlook
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,13 @@ class Suspects:
         found: The likeliest to be wrong first, of all controls together.
         judged: By control, how many labels were judged.
         lacking: By control, why none was.
+        outlooks: By control, what more labels are expected to bring, where that can be said.
     """
 
     found: tuple[Suspect, ...] = ()
     judged: Mapping[str, int] = field(default_factory=dict)
     lacking: Mapping[str, str] = field(default_factory=dict)
+    outlooks: Mapping[str, Outlook] = field(default_factory=dict)
 
 
 def look(learner: Learner, project: str, report: Progress) -> Suspects:
@@ -74,15 +75,17 @@ def look(learner: Learner, project: str, report: Progress) -> Suspects:
     choices, champion, data = learner.read(project, report)
     report("judging labels")
     found: list[Suspect] = []
-    judged, lacking = dict[str, int](), dict[str, str]()
+    judged, lacking, outlooks = dict[str, int](), dict[str, str](), dict[str, Outlook]()
     for control in choices.controls:
         said = unseen(control, data, champion, champion.features)
         if said is None:
             lacking[control.from_name] = f"it needs two choices with {LEAST_LABELS} labelled pictures each"
             continue
         judged[control.from_name] = len(said.examples)
+        if ahead := outlook(len(said.examples), said.steps):
+            outlooks[control.from_name] = ahead
         found += suspects(control.from_name, said, multiple=control.multiple)
-    return Suspects(tuple(sorted(found, key=lambda each: (each.trust, each.tasks))), judged, lacking)
+    return Suspects(tuple(sorted(found, key=lambda each: (each.trust, each.tasks))), judged, lacking, outlooks)
 
 
 def suspects(control: str, unseen: Unseen, *, multiple: bool = False) -> list[Suspect]:

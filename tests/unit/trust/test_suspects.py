@@ -127,6 +127,8 @@ def test_the_command_names_tasks_labels_and_links(
     assert "'rare' was not judged" in shown
     assert "http://127.0.0.1:9/projects/7/data?task=10" in shown
     assert "fox" in shown
+    assert "50 more labels are expected to bring" in shown
+    assert found["outlook"]["kind"]["labels"] == 60
 
 
 def test_too_few_labels_are_said_in_a_sentence(
