@@ -75,6 +75,8 @@ TABLES = (
         project TEXT NOT NULL, task BIGINT NOT NULL, version TEXT NOT NULL, made TEXT NOT NULL DEFAULT '',
         arm TEXT NOT NULL, said TEXT NOT NULL, shown TEXT NOT NULL DEFAULT '[]', score DOUBLE PRECISION NOT NULL,
         at DOUBLE PRECISION NOT NULL, removed_at DOUBLE PRECISION, PRIMARY KEY (project, task, version, made))""",
+    "CREATE INDEX IF NOT EXISTS of_arm ON unshown (project, arm)",
+    "CREATE INDEX IF NOT EXISTS standing ON unshown (project) WHERE arm = 'planted' AND removed_at IS NULL",
     """CREATE TABLE IF NOT EXISTS places (
         project TEXT NOT NULL, task BIGINT NOT NULL, made TEXT NOT NULL DEFAULT '', place DOUBLE PRECISION NOT NULL,
         PRIMARY KEY (project, task))""",

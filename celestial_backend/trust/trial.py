@@ -39,8 +39,9 @@ KEEP = """INSERT INTO unshown (project, task, version, made, arm, said, shown, s
 # Without a moment, that of the project as it is known now.
 OF_PROJECT = """unshown.project = :project AND (unshown.made = '' OR unshown.made = COALESCE(NULLIF(CAST(:made AS TEXT),
     ''), (SELECT NULLIF(projects.made, '') FROM projects WHERE projects.project = :project), unshown.made))"""
-AUDITS = """SELECT project, task, made FROM unshown WHERE arm = 'audited' AND EXISTS (SELECT 1 FROM audits
-    WHERE audits.project = unshown.project AND audits.state = 'open' AND audits.version = unshown.version)"""
+AUDITS = """SELECT unshown.project, unshown.task, unshown.made FROM audits JOIN unshown
+    ON unshown.project = audits.project AND unshown.version = audits.version AND unshown.arm = 'audited'
+    WHERE audits.state = 'open'"""
 Regions = list[dict[str, Any]]
 Wrong = Callable[[Any, Any], Regions]  # a task and its answer -> regions with a likely wrong choice; none without any
 
@@ -205,7 +206,8 @@ class Trial:
         Raises:
             StateError: The database cannot be read.
         """
-        return frozenset(each.task for each in self.kept(number) if each.arm == PLANTED)
+        select = f"SELECT task FROM unshown WHERE {OF_PROJECT} AND arm = 'planted'"  # noqa: S608 - our own words
+        return frozenset(int(row["task"]) for row in self._database.rows(select, project=number, made=""))
 
     def standing(self) -> dict[str, list[Unshown]]:
         """

@@ -11,6 +11,7 @@ import pytest
 from celestial_backend.database import Database
 from celestial_backend.errors import StateError
 from celestial_backend.jobs.ledger import Ledger
+from celestial_backend.services import build, rebuild
 from celestial_backend.settings import Settings
 from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD, Trial, Unshown
 
@@ -141,6 +142,12 @@ def test_nobody_draws_without_the_key(settings: Settings) -> None:
         Trial(settings, database).shown([{"id": 1}], [answer()], "7")
     silent = Trial(replace(settings, control_share=0.0), database)
     assert silent.shown([{"id": 1}], [answer()], "7") == [answer()]
+
+
+def test_another_token_of_label_studio_changes_nothing(settings: Settings) -> None:
+    """The key is not asked for again, as the database may be away by then."""
+    services = build(settings)
+    assert rebuild(services, replace(settings, label_studio_api_key="another")).trial is services.trial
 
 
 def test_tasks_of_an_open_audit_are_labelled_blind(settings: Settings) -> None:
