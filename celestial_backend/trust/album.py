@@ -85,7 +85,7 @@ class Album:
 
 @dataclass(frozen=True)
 class Twins:
-    """Two tasks with pictures that are alike, and other labels; `exact` if they are the very same file."""
+    """A task, and another with a picture that is alike and another label; `exact` if both are the very same file."""
 
     control: str
     one: int
@@ -277,14 +277,17 @@ def agreed(evidence: Evidence, control: str) -> dict[int, Choices]:
 
 
 def twins(evidence: Evidence, album: Album) -> list[Twins]:
-    """Pairs of pictures that are alike and labelled differently, the nearest first; each task in one pair at most."""
+    """
+    Tasks with a label that at most half of the pictures have which are alike, each with the nearest other one.
+
+    The very same files come first, and then the nearest. Of two tasks that are each other's, one is in the list.
+    """
     labels = {control: agreed(evidence, control.from_name) for control in evidence.controls}
     pairs = [pair for control, mine in labels.items() for pair in _pairs(control, mine, album)]
     found, used = [], set[tuple[str, int]]()
     for pair in sorted(pairs, key=lambda each: (not each.exact, each.distance, each.one)):
-        mine = {(pair.control, pair.one), (pair.control, pair.other)}
-        if not used & mine:
-            used |= mine
+        if (pair.control, pair.one) not in used:
+            used |= {(pair.control, pair.one), (pair.control, pair.other)}
             found.append(pair)
     return found
 
@@ -388,6 +391,7 @@ def _piece(
     answers = [
         f"{evidence.people.get(given.annotator, given.annotator)}: {named(given.chosen)}"
         + (", without seeing the pre-label" if given.said is not None and given.arm not in (SHOWN, PLANTED) else "")
+        + (", who was shown a planted error" if given.arm == PLANTED else "")
         + (", ground truth" if given.truth else "")
         for given in mine
     ]
@@ -412,17 +416,21 @@ def _wanted(task: int, key: str, data: Mapping[str, Any], unread: dict[int, str]
 
 
 def _pairs(control: Control, labels: Mapping[int, Choices], album: Album) -> Iterator[Twins]:
-    """For each task its nearest one with another label, if that is near."""
+    """Each task whose label is not that of most pictures which are alike, and the nearest with another label."""
     tasks, vectors = album.rows(sorted(labels), control.data_key)
     kinds = {choices: number for number, choices in enumerate(set(labels.values()))}
     classes = np.array([kinds[labels[task]] for task in tasks], int)
     for start in range(0, len(tasks), BLOCK):
         rows = slice(start, start + BLOCK)
         distances = 1 - vectors[rows] @ vectors.T
-        distances[classes[rows][:, None] == classes] = np.inf
+        differs = classes[rows][:, None] != classes
+        alike = distances < NEAR
+        others = (alike & differs).sum(axis=1)
+        is_odd = others >= np.maximum(1, (alike & ~differs).sum(axis=1))
+        distances[~differs] = np.inf
         nearest = distances.argmin(axis=1)
-        for row in np.flatnonzero(distances.min(axis=1) < NEAR):
-            one, other = sorted((tasks[start + row], tasks[nearest[row]]))
+        for row in np.flatnonzero(is_odd):
+            one, other = tasks[start + row], tasks[nearest[row]]
             exact = album.digests[one, control.data_key] == album.digests[other, control.data_key]
             yield Twins(control.from_name, one, other, max(0.0, float(distances[row].min())), exact)
 

@@ -224,6 +224,18 @@ def test_pictures_that_are_alike_and_labelled_differently_are_found() -> None:
     assert 0 < second.distance < album.NEAR
 
 
+def test_of_many_pictures_that_are_alike_those_with_the_rare_label_are_found() -> None:
+    """Each of them, and the others only as what they are compared with."""
+    rows = np.repeat(vectors(1), 40, axis=0)
+    labels = [given(task, "Moon" if task in (7, 9, 30) else "Mars") for task in range(1, 41)]
+    found = album.twins(evidence(labels), album_of(rows))
+    assert sorted(each.one for each in found) == [7, 9, 30]
+    even = [given(task, "Moon" if task % 2 else "Mars") for task in range(1, 41)]
+    assert {task for each in album.twins(evidence(even), album_of(rows)) for task in (each.one, each.other)} == {
+        *range(1, 41)
+    }
+
+
 def drifting(share: float) -> album.Drift:
     """Of 200 new pictures a share comes from elsewhere."""
     rng = np.random.default_rng(5)
