@@ -167,21 +167,17 @@ def _answer(
     prediction = _prediction(annotation, task)
     version = str(prediction.get("model_version") or "")
     held = _held(unshown, version, annotation)
-    arm, (said, confidence) = UNPREDICTED, _said(prediction.get("result"), vote.control, choices)
+    arm, (said, confidence) = SHOWN, _said(prediction, vote.control, choices)
     if said is not None:
         arm = PLANTED if held is not None and held.arm == PLANTED else SHOWN
-        confidence = prediction.get("score") if confidence is None else confidence
+    elif held is not None and (prediction or vote.source == UNAIDED or held.arm == PLANTED):
+        what = held.shown if held.arm == PLANTED else held.said  # what was planted is removed once the task is done
+        said, confidence = _said({"result": what, "score": held.score}, vote.control, choices)
+        arm, version = UNPREDICTED if said is None else held.arm, held.version
     elif not prediction and vote.source != UNAIDED:
-        if held is not None and held.arm == PLANTED:  # it is removed once the task is done
-            said, confidence = _said(held.shown, vote.control, choices)
-            arm, version = PLANTED if said is not None else UNPREDICTED, held.version
-        else:
-            arm, said = SHOWN, vote.choices if vote.source == ACCEPTED else None
-    elif held is not None and held.arm != PLANTED:
-        said, confidence = _said(held.said, vote.control, choices)
-        version = held.version
-        arm = held.arm if said is not None else UNPREDICTED
-        confidence = held.score if said is not None and confidence is None else confidence
+        said = vote.choices if vote.source == ACCEPTED else None
+    else:
+        arm = UNPREDICTED
     return Given(
         task=vote.task_id,
         annotation=vote.annotation_id,
@@ -215,10 +211,12 @@ def _held(unshown: Sequence[Unshown], version: str, annotation: Mapping[str, Any
     return next((each for each in reversed(unshown) if each.at <= made), None)
 
 
-def _said(result: object, control: str, choices: ChoiceMap) -> tuple[Choices | None, float | None]:
-    """The choices of a prediction for one control, None without any, and the region's score."""
+def _said(prediction: Mapping[str, Any], control: str, choices: ChoiceMap) -> tuple[Choices | None, float | None]:
+    """The choices of a prediction for one control, None without any, and the score of their region, or else its own."""
+    result = prediction.get("result")
     said = choices.choices_of(result).get(control)
     if not said or not isinstance(result, list):
         return None, None
     scores = [each.get("score") for each in result if isinstance(each, Mapping) and each.get("from_name") == control]
-    return frozenset(said), next((float(score) for score in scores if isinstance(score, int | float)), None)
+    sure = (score for score in (*scores, prediction.get("score")) if isinstance(score, int | float) and 0 <= score <= 1)
+    return frozenset(said), next(map(float, sure), None)
