@@ -455,8 +455,7 @@ def _unlooked(shown: Interval, withheld: Interval) -> Figure:
         sentence = (f"About {percent(found.value)} of the pre-labels are accepted without looking"
                     f" (95 % interval {low} to {most}).")  # fmt: skip
     else:
-        sentence = ("No pre-labels are seen to be accepted without looking;"
-                    f" what was labelled so far cannot rule out up to {most}.")  # fmt: skip
+        sentence = f"There is no sign yet that pre-labels are accepted without looking; up to {most} may be."
     return _told(found, sentence)
 
 
