@@ -10,7 +10,7 @@ import base64
 import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -150,6 +150,7 @@ class Sights:
         unread: As of the album.
         left_out: As there.
         trouble: What could not be looked at, and why; "" if all is well.
+        outlooks: What more labels are expected to bring, in a sentence for each control of which that can be said.
     """
 
     drift: Drift
@@ -158,6 +159,7 @@ class Sights:
     unread: Mapping[int, str] = field(default_factory=dict)
     left_out: int = 0
     trouble: str = ""
+    outlooks: tuple[str, ...] = ()
 
 
 def look(
@@ -181,7 +183,7 @@ def look(
     """
     from threadpoolctl import threadpool_limits
 
-    album, suspects, troubles = Album(), tuple[Suspect, ...](), list[str]()
+    album, suspects, troubles, outlooks = Album(), tuple[Suspect, ...](), list[str](), tuple[str, ...]()
 
     def told(done: int, of: int | None) -> None:
         report("looking at pictures", pictures=done, of=of)
@@ -193,16 +195,16 @@ def look(
         troubles.append(f"No picture was looked at: {error}")
     else:
         try:
-            suspects = tuple(
-                each for each in doubted(learner, evidence.number, report).found if each.sure >= SUSPECT_SURE
-            )
+            judged = doubted(learner, evidence.number, report)
+            suspects = tuple(each for each in judged.found if each.sure >= SUSPECT_SURE)
+            outlooks = tuple(each.sentence for each in judged.outlooks.values())
         except NotEnoughDataError:
             pass  # too few labels to doubt one
         except CelestialError as error:
             troubles.append(f"Labels were not judged: {error}")
     report("comparing pictures")
     with threadpool_limits(1):  # as heads are learned: several threads wait for each other on a busy machine
-        found = sights(evidence, album, images, suspects, " ".join(troubles))
+        found = replace(sights(evidence, album, images, suspects, " ".join(troubles)), outlooks=outlooks)
     store.features.close()
     return found
 
