@@ -85,6 +85,10 @@ class StateFolder:
         """The page of a project's report, unless another place is asked for."""
         return self.root / f"report-{project}.html"
 
+    def certificate(self, project: str) -> Path:
+        """The page of what was accepted in a project, unless another place is asked for."""
+        return self.root / f"certificate-{project}.html"
+
 
 def private(folder: Path) -> None:
     """

@@ -19,6 +19,7 @@ from celestial_backend.commands.connect import connect
 from celestial_backend.commands.demo import demo
 from celestial_backend.commands.doctor import doctor
 from celestial_backend.commands.features import features
+from celestial_backend.commands.finish import finish
 from celestial_backend.commands.lists import jobs, models, shown_job
 from celestial_backend.commands.prelabel import prelabel
 from celestial_backend.commands.private_addresses import studio_variables
@@ -63,6 +64,7 @@ main.add_command(demo)
 main.add_command(doctor)
 main.add_command(connect)
 main.add_command(features)
+main.add_command(finish)
 main.add_command(jobs)
 main.add_command(models)
 main.add_command(prelabel)

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 UNAIDED, ACCEPTED, CORRECTED = "unaided", "accepted", "corrected"
 SKIPPED = "skipped by the annotator"
+UNSEEN = "accepted by a certificate, without a look"
+CERTIFICATE = "certificate "  # begins what stands in the regions of such annotations
 NOT_TRUTH = "beside a ground truth"
 MISLED = "where a wrong pre-label was shown on purpose"
 REPLACED = "replaced by a later one of the same annotator"
@@ -100,9 +102,9 @@ def votes_of(
     The votes of a task, in the order of their annotations and the config's controls, and what was left out.
 
     If an annotation is marked as ground truth, only such count. Of several annotations by one person the newest
-    counts, also if it says nothing. A control that takes several choices was answered with none of them where
-    the annotation says anything else. A control that the page hides, by what the annotation says of others, was not
-    answered at all.
+    counts, also if it says nothing. What `finish` has accepted unseen counts for nothing. A control that takes several
+    choices was answered with none of them where the annotation says anything else. A control that the page hides, by
+    what the annotation says of others, was not answered at all.
 
     Args:
         task: As above.
@@ -114,6 +116,8 @@ def votes_of(
     """
     left_out: Counter[str] = Counter()
     given = [each for each in task.get("annotations") or () if isinstance(each, Mapping)]
+    left_out[UNSEEN] = sum(map(is_certified, given))
+    given = [each for each in given if not is_certified(each)]
     standing = [each for each in given if not each.get("was_cancelled")]
     left_out[SKIPPED] = len(given) - len(standing)
     counted = [each for each in standing if each.get("ground_truth")]
@@ -147,6 +151,18 @@ def votes_of(
                 )
             )
     return votes, +left_out
+
+
+def is_certified(annotation: Mapping[str, Any]) -> bool:
+    """
+    Whether `finish` accepted an annotation without anybody's look, and nobody has looked since.
+
+    Its regions say so, and the editor has measured no time: both are in exports too.
+    """
+    result = annotation.get("result")
+    metas = [each.get("meta") for each in result if isinstance(each, Mapping)] if isinstance(result, list) else []
+    texts = [str(meta.get("text") or "") for meta in metas if isinstance(meta, Mapping)]
+    return annotation.get("lead_time") is None and any(CERTIFICATE in text for text in texts)
 
 
 def agree(

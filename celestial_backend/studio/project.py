@@ -32,9 +32,10 @@ PATIENCE_S = 180.0  # a restart of Label Studio takes less
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 PAGE = 200  # tasks; larger pages are no faster, and are held in memory here and there
 PARTS = (  # of tasks, annotations and predictions alike; all fields would take Label Studio up to three times as long
-    "id,data,annotations,predictions,result,was_cancelled,ground_truth,completed_by,parent_prediction,updated_at"
+    "id,data,annotations,predictions,result,was_cancelled,ground_truth,completed_by,parent_prediction,updated_at,"
+    "lead_time"
 )
-LABELS = "id,data,annotations,result,was_cancelled,ground_truth,completed_by,updated_at"
+LABELS = "id,data,annotations,result,was_cancelled,ground_truth,completed_by,updated_at,lead_time"
 PREDICTED = "id,is_labeled,predictions,model_version,annotations,parent_prediction"
 MOST_COUNTED = 1000  # tasks that `labels_since` reads one by one: six seconds
 REMOVE_S = 10.0  # a training goes on for so long after it was published, to remove old predictions

@@ -10,6 +10,7 @@ from celestial_backend.studio.project import StudioProject
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
 
+Filter = dict[str, Any]  # as the Data Manager has them
 FIRST = "Default"  # the tab that Label Studio's page makes where there is none
 TASKS_MAX = 100  # each is a filter of its own, and each takes Label Studio a query
 HIDDEN = tuple(  # as Label Studio hides them in a new tab; and all that tells of predictions
@@ -40,21 +41,37 @@ def show_tasks(project: StudioProject, title: str, tasks: Sequence[int]) -> int 
     Raises:
         StudioError: As for `StudioProject.label_config`.
     """
+    return _asked(project, title, [_is(task) for task in sorted(tasks)])
+
+
+def show_predicted(project: StudioProject, title: str, version: str) -> int | None:
+    """
+    Make or renew the tab of a title, so that it shows the tasks with a prediction of a version, however many.
+
+    Otherwise as `show_tasks`.
+    """
+    column = "filter:tasks:predictions_model_versions"
+    return _asked(project, title, [{"filter": column, "operator": "contains", "type": "List", "value": [version]}])
+
+
+def _asked(project: StudioProject, title: str, filters: Sequence[Filter]) -> int | None:
     number = int(project.project_id) if project.project_id.isdecimal() else 0
-    return project.ask(f"the tabs of project {project.project_id}", lambda client: _show(client, number, title, tasks))
+    return project.ask(
+        f"the tabs of project {project.project_id}", lambda client: _show(client, number, title, filters)
+    )
 
 
-def _show(client: LabelStudio, project: int, title: str, tasks: Sequence[int]) -> int | None:
+def _show(client: LabelStudio, project: int, title: str, filters: Sequence[Filter]) -> int | None:
     tabs = client.views.list(project=project)
     mine = [int(tab.id or 0) for tab in tabs if isinstance(tab.data, dict) and tab.data.get("title") == title]
-    for tab in mine if not tasks else mine[1:]:
+    for tab in mine if not filters else mine[1:]:
         client.views.delete(str(tab))
-    if not tasks:
+    if not filters:
         return None
     first: Any = _tab(FIRST)
     if not tabs:  # else people would find no other tasks than these
         client.views.create(project=project, data=first)
-    data: Any = _tab(title) | {"filters": {"conjunction": "or", "items": [_is(task) for task in sorted(tasks)]}}
+    data: Any = _tab(title) | {"filters": {"conjunction": "or", "items": list(filters)}}
     if not mine:
         return int(client.views.create(project=project, data=data).id or 0)
     client.views.update(str(mine[0]), project=project, data=data)
@@ -66,5 +83,5 @@ def _tab(title: str) -> dict[str, Any]:
             "hiddenColumns": {"explore": HIDDEN, "labeling": HIDDEN}}  # fmt: skip
 
 
-def _is(task: int) -> dict[str, Any]:
+def _is(task: int) -> Filter:
     return {"filter": "filter:tasks:id", "operator": "equal", "type": "Number", "value": task}

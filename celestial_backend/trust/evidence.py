@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celestial_backend.labels import ChoiceMap, Control
-from celestial_backend.learning.votes import ACCEPTED, UNAIDED, Choices, Vote, votes_of
+from celestial_backend.learning.votes import ACCEPTED, UNAIDED, Choices, Vote, is_certified, votes_of
 from celestial_backend.studio.client import moment
 from celestial_backend.studio.labels import ProjectLabels, origins
 from celestial_backend.trust.trial import PLANTED, Trial, Unshown
@@ -152,6 +152,8 @@ def _no_judgement(annotation: Mapping[str, Any]) -> str:
     """Why an annotation is not what a person thought of the picture, "" if it is: the editor tells time and origin."""
     if annotation.get("was_cancelled"):
         return ""  # counted with the others that were skipped
+    if is_certified(annotation):
+        return FROM_PREDICTIONS
     if annotation.get("import_id") is not None:
         return IMPORTED
     if annotation.get("bulk_created"):
