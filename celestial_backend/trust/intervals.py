@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 LEVEL = 0.95
 TRIMMED = 0.2  # of the times at either end
 DRAWN, SEED = 1000, 17  # resamples
+MANY, DRAWN_OF_MANY = 20_000, 100  # tasks, and resamples of more, whose interval is narrow anyway
 Floats = NDArray[np.float64]
 
 
@@ -179,21 +180,20 @@ def alpha(answers: Sequence[Sequence[Hashable]]) -> Interval | None:
         None where nobody could have disagreed: fewer than two tasks with two answers, or one answer everywhere.
     """
     several = [each for each in answers if len(each) > 1]
-    names = {name: number for number, name in enumerate(dict.fromkeys(name for each in several for name in each))}
-    if len(several) < 2 or len(names) < 2:
+    names = _numbers([name for each in several for name in each])
+    if len(several) < 2 or not any(names):
         return None
-    counts = np.zeros((len(several), len(names)))
-    for row, each in enumerate(several):
-        for name in each:
-            counts[row, names[name]] += 1
-    size = counts.sum(axis=1)
-    differing = (size**2 - (counts**2).sum(axis=1)) / (size - 1)
+    size = np.array([len(each) for each in several], float)
+    task, name = np.repeat(np.arange(len(several)), size.astype(int)), np.array(names)
+    counts = np.unique(np.stack([task, name]), axis=1, return_counts=True)
+    same = np.bincount(counts[0][0], counts[1].astype(float) ** 2)
+    differing = (size**2 - same) / (size - 1)
 
-    def of(weights: Floats) -> tuple[Floats, Floats]:
-        total, n = weights @ counts, weights @ size
-        return weights @ differing / n, (n**2 - (total**2).sum(axis=-1)) / (n * (n - 1))
+    def of(weights: Floats) -> tuple[float, float]:
+        total, n = np.bincount(name, weights[task]), float(weights @ size)
+        return float(weights @ differing) / n, float(n**2 - total @ total) / (n * (n - 1))
 
-    return _beyond_chance(of, len(several), int(size.sum()))
+    return _beyond_chance(of, len(several), len(names))
 
 
 def kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> Interval | None:
@@ -206,20 +206,20 @@ def kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> Interval | None:
     Returns:
         None where they could not have disagreed by chance.
     """
-    names = {name: number for number, name in enumerate(dict.fromkeys(name for pair in pairs for name in pair))}
-    if len(pairs) < 2 or len(names) < 2:
+    names = np.array(_numbers([name for pair in pairs for name in pair])).reshape(-1, 2)
+    if len(pairs) < 2 or not names.any():
         return None
-    one, other = (np.eye(len(names))[[names[pair[side]] for pair in pairs]] for side in (0, 1))
-    same = (one * other).sum(axis=1)
+    differing, most = (names[:, 0] != names[:, 1]).astype(float), int(names.max()) + 1
 
-    def of(weights: Floats) -> tuple[Floats, Floats]:
-        n = weights.sum(axis=-1)
-        return 1 - weights @ same / n, 1 - ((weights @ one) * (weights @ other)).sum(axis=-1) / n**2
+    def of(weights: Floats) -> tuple[float, float]:
+        one, other = (np.bincount(names[:, side], weights, most) for side in (0, 1))
+        n = float(weights.sum())
+        return float(weights @ differing) / n, 1 - float(one @ other) / n**2
 
     return _beyond_chance(of, len(pairs), 2 * len(pairs))
 
 
-def _beyond_chance(of: Callable[[Floats], tuple[Floats, Floats]], tasks: int, n: int) -> Interval | None:
+def _beyond_chance(of: Callable[[Floats], tuple[float, float]], tasks: int, n: int) -> Interval | None:
     """
     The agreement beyond chance: 1 less the disagreement that is seen over that which chance gives.
 
@@ -227,20 +227,22 @@ def _beyond_chance(of: Callable[[Floats], tuple[Floats, Floats]], tasks: int, n:
     hardly ever seen a bootstrap knows nothing.
 
     Args:
-        of: Both disagreements, by how often each task counts: shape (B, T).
+        of: Both disagreements, by how often each task counts: shape (T,).
         tasks: T.
         n: Labels.
     """
-    (seen,), (chance,) = of(np.ones((1, tasks)))
+    seen, chance = of(np.ones(tasks))
     if chance <= 0:
         return None
-    drawn = np.random.default_rng(SEED).multinomial(tasks, np.full(tasks, 1 / tasks), size=DRAWN).astype(float)
-    again, by_chance = of(drawn)
-    sure = by_chance > 0  # the other draws have one answer only
-    low, high = np.quantile(1 - again[sure] / by_chance[sure], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    few, many = wilson(float(seen), tasks)
-    return Interval(float(1 - seen / chance), float(min(low, 1 - many / chance)), float(max(high, 1 - few / chance)),
-                    n, tasks)  # fmt: skip
+    rng, again = np.random.default_rng(SEED), list[float]()
+    for _ in range(DRAWN if tasks <= MANY else DRAWN_OF_MANY):
+        drawn, by_chance = of(np.bincount(rng.integers(tasks, size=tasks), minlength=tasks).astype(float))
+        if by_chance > 0:  # else all that was drawn is one answer
+            again.append(1 - drawn / by_chance)
+    low, high = np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    few, many = wilson(seen, tasks)
+    return Interval(1 - seen / chance, float(min(low, 1 - many / chance)), float(max(high, 1 - few / chance)), n,
+                    tasks)  # fmt: skip
 
 
 def _worth(value: float, of_task: NDArray[Any], good: Floats) -> float:

@@ -500,13 +500,13 @@ def _histogram(judged: Iterable[Given]) -> tuple[int, ...]:
     return tuple(counts[place] for place in range(10))
 
 
-def _times(judged: Iterable[Given]) -> dict[int, tuple[Given, str]]:
-    """Each annotation with a usable time, and whether it was made with a pre-label for any control."""
-    found: dict[int, tuple[Given, str]] = {}
+def _times(judged: Iterable[Given]) -> dict[int, Given]:
+    """Of each annotation with a usable time, the answer that tells how it was made; any pre-label helps."""
+    found: dict[int, Given] = {}
     for each in judged:
         if each.seconds is not None and 0 < each.seconds <= LONGEST_S:
-            arm = SHOWN if SHOWN in (each.arm, found.get(each.annotation, (each, ""))[1]) else each.arm
-            found[each.annotation] = each, arm
+            known = found.setdefault(each.annotation, each)
+            found[each.annotation] = min(known, each, key=lambda one: {SHOWN: 0, WITHHELD: 1}.get(one.arm, 2))
     return found
 
 
@@ -514,9 +514,9 @@ def _seconds(judged: Sequence[Given]) -> tuple[Figure, Figure, Figure]:
     """The typical seconds that a pre-label saves, those without and with one."""
     versions = {each.version for each in judged if each.arm == WITHHELD}
     people: dict[str, dict[str, list[Given]]] = {}
-    for each, arm in _times(judged).values():
-        if each.version in versions and arm in (SHOWN, WITHHELD):
-            people.setdefault(each.annotator, {SHOWN: [], WITHHELD: []})[arm].append(each)
+    for each in _times(judged).values():
+        if each.version in versions and each.arm in (SHOWN, WITHHELD):
+            people.setdefault(each.annotator, {SHOWN: [], WITHHELD: []})[each.arm].append(each)
     compared = [
         Times([each.seconds or 0 for each in mine[SHOWN]], [each.task for each in mine[SHOWN]],
               [each.seconds or 0 for each in mine[WITHHELD]], [each.task for each in mine[WITHHELD]])
@@ -541,7 +541,7 @@ def _seconds(judged: Sequence[Given]) -> tuple[Figure, Figure, Figure]:
 
 
 def _typical_seconds(labels: Sequence[Given]) -> Figure:
-    mine = [each for each, _ in _times(labels).values()]
+    mine = list(_times(labels).values())
     found = middle([each.seconds or 0 for each in mine], [each.task for each in mine])
     if found is None or found.n < LEAST_OF_SOME:
         return _none("labels with their seconds", len(mine), LEAST_OF_SOME - len(mine))

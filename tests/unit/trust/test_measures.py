@@ -236,6 +236,7 @@ def test_seconds_that_nobody_worked_do_not_count() -> None:
     given = [label(task, arm=SHOWN if task % 4 else WITHHELD, seconds=float(rng.normal(4 if task % 4 else 7, 1)))
              for task in range(200)]  # fmt: skip
     given += [label(task, by="2", seconds=100.0) for task in range(1, 200, 4)]
+    given += [replace(each, control="flaw", arm=UNPREDICTED, said=None) for each in given]  # of the same annotations
     given += [label(200 + task, arm=WITHHELD, seconds=seconds) for task, seconds in enumerate((7200.0, 0.0, -1.0))]
     told = measure(evidence(given))
     assert told.seconds_saved.value == pytest.approx(3, abs=0.5)
