@@ -56,7 +56,7 @@ def report(settings: Settings, project: int, output: Path | None, *, quality_tab
         sights = _look(services, evidence, labels, shown) if place is not None or quality_tab else None
         if place is not None and sights is not None:
             pages.write(place, pages.page(figures, sights))
-        tab = show_tasks(labels, TAB, list(sights.again)) if quality_tab and sights is not None else None
+        tab = _tab(evidence, labels, sights) if quality_tab and sights is not None else None
     if as_json:
         seen: dict[str, object] = {} if sights is None else {"drift": sights.drift, "again": sights.again}
         seen |= {"planted": planted.told(services.trial.kept(str(project), evidence.made))}
@@ -75,6 +75,11 @@ def _look(services: Services, evidence: Evidence, labels: ProjectLabels, shown: 
 
     learner = Learner(services.settings, services.store, services.studio, services.images, services.trial.misled)
     return look(evidence, labels, learner, services.images, services.store, services.settings, told)
+
+
+def _tab(evidence: Evidence, labels: ProjectLabels, sights: Sights) -> int | None:
+    annotations = {given.task: given.annotation for given in evidence.given}
+    return show_tasks(labels, TAB, {task: annotations.get(task) for task in sights.again})
 
 
 def _told(link: str, tab: int | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celestial_backend.studio.project import StudioProject
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 Filter = dict[str, Any]  # as the Data Manager has them
 FIRST = "Default"  # the tab that Label Studio's page makes where there is none
-TASKS_MAX = 100  # each is a filter of its own, and each takes Label Studio a query
 HIDDEN = tuple(  # as Label Studio hides them in a new tab; and all that tells of predictions
     f"tasks:{column}"
     for column in (
@@ -23,17 +22,18 @@ HIDDEN = tuple(  # as Label Studio hides them in a new tab; and all that tells o
 )  # fmt: skip
 
 
-def show_tasks(project: StudioProject, title: str, tasks: Sequence[int]) -> int | None:
+def show_tasks(project: StudioProject, title: str, tasks: Mapping[int, int | None]) -> int | None:
     """
     Make or renew the tab of a title, so that it shows these tasks and no others; without tasks, remove it.
 
-    Label Studio's API has a filter for a list of ids, but its page does not know that one, and shows nothing of the
-    whole project where a tab has it. So each task has a filter of its own, of which one must hold.
+    Label Studio's API has a filter for a list of tasks, but its page does not know that one, and shows nothing of the
+    whole project where a tab has it. The page does have one for a list of annotations, so labelled tasks are named by
+    one of theirs. The others have a filter each, of which the page bears some dozen: with 100 it stands still.
 
     Args:
         project: Of the tasks.
         title: Of the tab; another one of that title is taken for it.
-        tasks: Their ids, `TASKS_MAX` at the most.
+        tasks: Their ids, each with one of the task's annotations; None where it has none.
 
     Returns:
         The number of the tab; None without tasks.
@@ -41,7 +41,7 @@ def show_tasks(project: StudioProject, title: str, tasks: Sequence[int]) -> int 
     Raises:
         StudioError: As for `StudioProject.label_config`.
     """
-    return _asked(project, title, [_is(task) for task in sorted(tasks)])
+    return _asked(project, title, _filters(tasks))
 
 
 def show_predicted(project: StudioProject, title: str, version: str) -> int | None:
@@ -78,10 +78,19 @@ def _show(client: LabelStudio, project: int, title: str, filters: Sequence[Filte
     return mine[0]
 
 
+def _filters(tasks: Mapping[int, int | None]) -> list[Filter]:
+    labelled = " ".join(str(annotation) for annotation in tasks.values() if annotation is not None)
+    of_annotations = {"filter": "filter:tasks:annotations_ids", "operator": "contains", "type": "String"}
+    return [
+        *([of_annotations | {"value": labelled}] if labelled else []),
+        *(
+            {"filter": "filter:tasks:id", "operator": "equal", "type": "Number", "value": task}
+            for task, annotation in tasks.items()
+            if annotation is None
+        ),
+    ]
+
+
 def _tab(title: str) -> dict[str, Any]:
     return {"title": title, "type": "list", "target": "tasks",
             "hiddenColumns": {"explore": HIDDEN, "labeling": HIDDEN}}  # fmt: skip
-
-
-def _is(task: int) -> Filter:
-    return {"filter": "filter:tasks:id", "operator": "equal", "type": "Number", "value": task}

@@ -42,7 +42,7 @@ from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
 
 OVERRULED, UNKNOWN, DISPUTED = "Sure, and overruled", "Unknown to the model", "Disputed"
 TWINS, SUSPECT = "Alike, and labelled differently", "Perhaps labelled wrongly"
-TELLING_MAX, AGAIN_MAX = 12, 100
+TELLING_MAX, AGAIN_MAX, STRANGE_MAX = 12, 100, 15  # of tasks, and of those that are unlike all others
 LABELLED_MAX = 5000  # tasks with a label that are looked at, the newest
 NEAR = 0.05  # cosine distance; a copy that was compressed or made smaller is as near, and no two other pictures of ours
 SURE, SUSPECT_SURE = 0.9, 0.8  # the confidence from which on a model counts as sure, and contradicts a label
@@ -340,7 +340,7 @@ def again(
         TWINS: [task for pair in pairs for task in (pair.one, pair.other)],
         SUSPECT: [each.tasks[0] for each in suspects if not blind & set(each.tasks)],
         OVERRULED: [given.task for given in sure],
-        UNKNOWN: [*strange, *_unknown(evidence)],
+        UNKNOWN: [*strange[:STRANGE_MAX], *_unknown(evidence)],
     }
     found: dict[int, list[str]] = {}
     turns = zip_longest(*kinds.values())
