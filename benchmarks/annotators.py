@@ -208,7 +208,8 @@ def summed(runs: list[tuple[World, Figures]]) -> dict[str, Any]:
 @click.option("--runs", type=click.IntRange(min=1), default=51, show_default=True, help="Projects in all.")
 @click.option("--pure", "is_pure", is_flag=True, help="Without a Label Studio.")
 @click.option("--tasks", type=click.IntRange(min=50), default=300, show_default=True, help="Of each project.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File for the result, as JSON.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="File for the result, as JSON.")
 def main(runs: int, tasks: int, output: Path | None, *, is_pure: bool) -> None:
     """Count how often the 95 % intervals of `report` hold what is true of simulated people."""
     started = time.monotonic()
@@ -219,12 +220,12 @@ def main(runs: int, tasks: int, output: Path | None, *, is_pure: bool) -> None:
             found.append((world, run(world, seed)))
             if not is_pure or not (seed + 1) % 100:
                 click.echo(f"{seed + 1} of {runs}, {time.monotonic() - started:.0f} s: {summed(found)}", err=True)
-    result = {"runs": runs, "tasks": tasks, "people": World().people, "label studio": not is_pure,
-              "seconds": round(time.monotonic() - started), "figures": summed(found)}  # fmt: skip
-    text = json.dumps(result, indent=1)
-    click.echo(text)
+    seconds = round(time.monotonic() - started)
+    result = {"runs": runs, "tasks": tasks, "people": World().people, "seconds": seconds, "figures": summed(found)}
+    click.echo(json.dumps(result, indent=1))
     if output is not None:
-        output.write_text(text + "\n")
+        known = json.loads(output.read_text()) if output.exists() else {}
+        output.write_text(json.dumps(known | {"pure" if is_pure else "label_studio": result}, indent=1) + "\n")
 
 
 @contextmanager

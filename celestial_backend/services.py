@@ -90,8 +90,7 @@ class Services:
         """
         from celestial_backend.trust.evidence import read_evidence
 
-        link = f"{self.settings.studio_link}/projects/{project}/data"
-        return read_evidence(ProjectLabels(self.studio, project), self.trial, link)
+        return read_evidence(ProjectLabels(self.studio, project), self.trial)
 
 
 def build(settings: Settings, *, look_only: bool = False) -> Services:

@@ -195,6 +195,7 @@ class Studio:
 
     Attributes:
         url: Its address; None where nobody said it.
+        link: Where people open it.
         place: The same for messages, without a password.
     """
 
@@ -202,7 +203,7 @@ class Studio:
         self, settings: Settings, *, answer_s: float = ANSWER_TIMEOUT_S, refresh_s: float = REFRESH_TIMEOUT_S,
         failure_kept_s: float = FAILURE_KEPT_S,
     ) -> None:  # fmt: skip
-        self.url = settings.label_studio_url
+        self.url, self.link = settings.label_studio_url, (settings.studio_link or "").rstrip("/")
         self._answer_s, self._refresh_s, self._failure_kept_s = answer_s, refresh_s, failure_kept_s
         self.place = re.sub(r"//[^/]*@", "//", self.url or "")
         self._key = settings.label_studio_api_key

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celestial_backend.studio.client import Studio
 from celestial_backend.studio.project import LABELLED, PAGE, UNLABELLED, StudioProject
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ PARTS = (  # of tasks, annotations and predictions alike
     "id,data,annotations,predictions,result,was_cancelled,ground_truth,completed_by,parent_prediction,created_at,"
     "updated_at,lead_time,import_id,bulk_created,score,model_version"
 )
+PATIENCE_S = 10.0  # a person waits for the report
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,22 @@ class About:
 
     Attributes:
         made: When, as `StudioProject.made` has it.
+        link: Where people open it.
         tasks: How many it has.
     """
 
     title: str
     config: str
     made: str
+    link: str
     tasks: int
 
 
 class ProjectLabels(StudioProject):
     """The labels of a project with all that is told of their making; for one thread."""
+
+    def __init__(self, studio: Studio, project_id: str, patience_s: float = PATIENCE_S) -> None:
+        super().__init__(studio, project_id, patience_s)
 
     def about(self) -> About:
         """
@@ -52,7 +59,8 @@ class ProjectLabels(StudioProject):
             if found.id != number:
                 raise TypeError
             made = str(int(found.created_at.timestamp())) if found.created_at else ""
-            return About(str(found.title or ""), str(found.label_config or ""), made, int(found.task_number or 0))
+            link = f"{self._studio.link}/projects/{number}/data"
+            return About(str(found.title or ""), str(found.label_config or ""), made, link, int(found.task_number or 0))
 
         return self.ask(f"project {self.project_id}", call)
 

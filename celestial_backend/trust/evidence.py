@@ -90,14 +90,9 @@ class Evidence:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_evidence(labels: ProjectLabels, trial: Trial, link: str = "") -> Evidence:
+def read_evidence(labels: ProjectLabels, trial: Trial) -> Evidence:
     """
     All that is known of a project's labels now; some six seconds for a thousand tasks.
-
-    Args:
-        labels: Of the project.
-        trial: Has kept what was not shown.
-        link: Where people open the project.
 
     Raises:
         ProjectGoneError: Label Studio has no such project.
@@ -118,7 +113,7 @@ def read_evidence(labels: ProjectLabels, trial: Trial, link: str = "") -> Eviden
     return Evidence(
         number=labels.project_id,
         title=about.title,
-        link=link,
+        link=about.link,
         controls=choices.controls,
         given=tuple(given),
         data=data,

@@ -20,6 +20,7 @@ import click
 import pytest
 import yaml
 
+from benchmarks.annotators import main as annotators
 from benchmarks.cli import main as benchmarks
 from benchmarks.jobs import main as jobs
 from benchmarks.kills import main as kills
@@ -67,6 +68,7 @@ FOREIGN = {"--no-deps", "--wait", "--env-file", "--env", "--scale", "--build", "
 OTHER_COMMANDS = {
     "celestial_backend.planets": planets,
     "benchmarks": benchmarks,
+    "benchmarks.annotators": annotators,
     "benchmarks.jobs": jobs,
     "benchmarks.kills": kills,
 }

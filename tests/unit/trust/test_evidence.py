@@ -33,7 +33,7 @@ class ReadLabels:
         self.tasks, self.config = tasks, config
 
     def about(self) -> About:
-        return About("planets", self.config, "5", 10)
+        return About("planets", self.config, "5", "http://127.0.0.1/projects/7/data", 10)
 
     def judged(self) -> Iterator[dict[str, Any]]:
         return iter(self.tasks)
