@@ -270,7 +270,7 @@ def test_a_report_makes_a_tab_of_exactly_the_tasks_to_look_at_again(
     """
     As many as a tab takes; it is renewed, stands behind the tab of all tasks, and shows nothing of predictions.
 
-    Here pictures stand in two tasks each, and people have labelled them differently.
+    Here the same pictures stand in many tasks, and people have labelled them differently.
     """
     project = label_studio.create_project("Looked at again", label_config())
     settings = replace(
@@ -307,7 +307,7 @@ def test_a_report_makes_a_tab_of_exactly_the_tasks_to_look_at_again(
     assert {"Default", "ID", "Completed"} <= set(words)
     assert not [word for word in words if word.startswith("Prediction ")]
 
-    again = reported([(seed, choice) for seed in range(3, 58) for choice in ("Mars", "Moon")])["again"]
+    again = reported([(3, choice) for _ in range(55) for choice in ("Mars", "Moon")])["again"]
     assert len(again) == 100
     tasks, _ = seen(100, 114)
     assert tasks
@@ -316,7 +316,7 @@ def test_a_report_makes_a_tab_of_exactly_the_tasks_to_look_at_again(
     assert list(tabs) == ["Default", "To look at again"]
     query = f"/api/tasks?project={project}&view={tabs['To look at again']}&page_size=200"
     assert {str(task["id"]) for task in label_studio.api("GET", query)["tasks"]} == set(again)
-    assert (tmp_path / "report.html").read_text().count("<img ") == 24
+    assert (tmp_path / "report.html").read_text().count("<img ") == 4
 
 
 def test_a_report_fits_every_screen_and_needs_nothing_from_elsewhere(person: Annotator, tmp_path: Path) -> None:

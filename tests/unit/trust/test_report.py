@@ -38,6 +38,7 @@ from celestial_backend.trust.figures import (
     Person,
     Version,
 )
+from celestial_backend.trust.measures import measure
 from celestial_backend.trust.suspects import Suspect
 from celestial_backend.trust.trial import WITHHELD
 
@@ -181,6 +182,37 @@ def test_a_matrix_of_many_choices_keeps_every_label() -> None:
     table = page[page.index('<table class="matrix">') : page.index("Models over time")]
     assert sum(map(int, re.findall(r">(\d+)</td>", table))) == sum(map(sum, counts))
     assert table.count("<tr>") == report.CHOICES_MAX + 2
+
+
+BLIND = {"said": frozenset({"Mars"}), "confidence": 0.9, "version": "m:one", "arm": WITHHELD}
+SEEN = {**BLIND, "arm": SHOWN, "seconds": 3.0}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param([], id="none"),
+        pytest.param([given(1, "")], id="an empty one"),
+        pytest.param([given(1, "Mars", truth=True)], id="a ground truth"),
+        pytest.param([given(task, "Mars", **SEEN) for task in range(40)], id="one annotator"),
+        pytest.param(
+            [
+                given(task, ("Mars", "Moon", "Io")[task * int(who) % 3], who, **(BLIND if task % 4 else SEEN))
+                for task in range(120)
+                for who in "123"
+            ],
+            id="three annotators, and a choice that is gone",
+        ),
+    ],
+)
+def test_there_is_a_page_of_whatever_was_labelled(labels: list[Given], images: ImageReader) -> None:
+    """With every figure, or with what is missing for it; and nothing that a program writes for nothing."""
+    made = evidence(labels, people={"1": "ada@example.com"})
+    page = report.page(measure(made), album.sights(made, Album(), images))
+    assert page.rstrip().endswith("</html>")
+    seen = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    assert not re.search(r"\b(None|nan|inf|Undefined)\b", seen)
+    assert measure(made).controls[0].kept.sentence.replace(" %", "\N{NO-BREAK SPACE}%") in html.unescape(page)
 
 
 @pytest.fixture
