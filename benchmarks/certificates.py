@@ -105,15 +105,17 @@ def _broken(audit: Audit, verdict: Verdict, wrong: NDArray[np.bool_]) -> bool:
 
 def scenarios() -> Iterator[Scenario]:
     """Those of the page."""
-    for tasks, right, scores, of in product(
-        (200, 1000, 10_000), (0.7, 0.87, 0.95, 0.99), (CALIBRATED, BLIND), (ACCEPTED, ALL)
-    ):
+    both = (ACCEPTED, ALL)
+    for right, scores, of in product((0.87, 0.95, 0.99), (CALIBRATED, BLIND), both):
+        yield Scenario(1000, right, scores, 0.03, of)
+    for (tasks, right, scores), of in product(
+        ((1000, 0.7, CALIBRATED), (1000, 0.95, OVERCONFIDENT), (200, 0.95, CALIBRATED), (10_000, 0.87, CALIBRATED),
+         (10_000, 0.95, CALIBRATED)), both,
+    ):  # fmt: skip
         yield Scenario(tasks, right, scores, 0.03, of)
-    for right, of in product((0.7, 0.87, 0.95), (ACCEPTED, ALL)):
-        yield Scenario(1000, right, OVERCONFIDENT, 0.03, of)
-    for tasks, error, of in product((200, 1000, 10_000), (0.01, 0.03, 0.05), (ACCEPTED, ALL)):
+    for (tasks, error), of in product(((200, 0.05), (1000, 0.01), (1000, 0.03), (1000, 0.05), (10_000, 0.03)), both):
         yield Scenario(tasks, 1 - error, EDGE, error, of)
-    for error, of in product((0.01, 0.03, 0.05), (ACCEPTED, ALL)):
+    for error, of in product((0.01, 0.03, 0.05), both):
         yield Scenario(1000, 0.87, CALIBRATED, error, of, size=186, looks=1)
     yield Scenario(1000, 0.95, CALIBRATED, 0.03, meanwhile=0.3)
 

@@ -27,6 +27,7 @@ GROUPS = range(8, 21)
 SIZES = 1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 5.0  # that are weighed, in the least number of tasks
 ROUNDS_MAX = 6  # draws that are thought ahead; each doubles what was drawn
 PESSIMISM = 1.5  # by which predictions are taken to be worse for each look that has brought nothing
+STILL_OPEN = 0.9  # of the other tasks, when the labels are judged: people go on labelling
 LEAST_RATE = 0.2  # of the stated error: no prediction is planned to be surer than that
 Counts = NDArray[np.floating]
 
@@ -339,7 +340,9 @@ def _start(
     """Where to look first, chosen by the scores alone, and how many are then expected to be accepted."""
     from scipy.stats import binom
 
-    limits = _limits(sizes, counts, shares, sizes - counts, error, of, total, chance)
+    limits = _limits(sizes, counts, shares, STILL_OPEN * (sizes - counts), error, of, total, chance)
+    if (limits < 0).all():
+        limits = _limits(sizes, counts, shares, sizes - counts, error, of, total, chance)
     rates = np.clip(pessimism * (1 - np.asarray(scores, float)), LEAST_RATE * error, 1)
     edges = np.cumsum(sizes).astype(int)
     faults = np.cumsum(counts * np.add.reduceat(rates, np.r_[0, edges[:-1]]) / np.maximum(sizes, 1))

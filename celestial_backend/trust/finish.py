@@ -71,6 +71,7 @@ class Outcome:
     Where an audit stands, in what a page and a script need.
 
     Attributes:
+        link: Where people open the project; left to whoever knows.
         state: `LABEL_ALL`, `DRAWN`, `MISSING`, `NOT_REACHED` or `CERTIFIED`.
         number: Of the audit, 0 without one.
         error: The share that may be wrong, and `confidence` with which; `of` what, and `control` that counts, or "".
@@ -403,7 +404,7 @@ class Certificates:
             }  # fmt: skip
         floor = least(audit.error, audit.confidence, audit.of, audit.total, len(audit.order), audit.looks)
         return Outcome(
-            state, self._number, about.title, about.link, audit.number, audit.version, audit.error, audit.confidence,
+            state, self._number, about.title, "", audit.number, audit.version, audit.error, audit.confidence,
             audit.of, audit.control, audit.total, len(audit.order), floor, len(audit.tasks),
             tuple(each.at for each in audit.rounds), **{**facts, **more_facts},
         )  # fmt: skip
