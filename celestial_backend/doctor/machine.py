@@ -41,7 +41,8 @@ MAY_MAKE = (  # tables: in a schema that is there, or in one of its own
 )
 OF_STATE = ("MODEL_DIR", "BENTOML_HOME", "CELESTIAL_DATABASE_URL")
 COMPARED = (*OF_STATE, "LABEL_STUDIO_URL", "LABEL_STUDIO_HOST", "LABEL_STUDIO_API_KEY", "CELESTIAL_LABEL_STUDIO_DATA",
-            "LOCAL_FILES_DOCUMENT_ROOT", "CELESTIAL_DATA_FOLDER", "CELESTIAL_MODEL", "CELESTIAL_EMBEDDER")  # fmt: skip
+            "LOCAL_FILES_DOCUMENT_ROOT", "CELESTIAL_DATA_FOLDER", "CELESTIAL_MODEL", "CELESTIAL_EMBEDDER",
+            "CELESTIAL_UNKNOWN", "CELESTIAL_SCORE", "CELESTIAL_CONTROL_SHARE", "CELESTIAL_PLANTED_SHARE")  # fmt: skip
 OURS = "CelestialBodiesBackend"  # the model class that /health tells
 State = Literal["ok", "warn", "fail", "not checked"]
 OLDEST, TOO_NEW = (3, 11), (3, 14)  # as pyproject.toml says

@@ -26,7 +26,7 @@ from celestial_backend.settings import Settings, project_parts
 logger = logging.getLogger(__name__)
 
 WITHHELD, AUDITED, PLANTED = "withheld", "audited", "planted"  # why people do not see what the model says
-ASK_AGAIN_S = 2.0  # between two looks at the open audits
+ASK_AGAIN_S, AWAY_S = 2.0, 10.0  # between two looks at the open audits, and after one that failed
 WARN_S = 60.0
 KEY = "arms of tasks"  # its name in the database
 # `prelabel` knows a project by its number alone. What was drawn for an audit stays that, whatever is predicted later.
@@ -155,7 +155,7 @@ class Trial:
         """The tasks of an open audit of a project; of the last seconds, or from before the database went away."""
         now = time.monotonic()
         if now >= self._look_again:
-            self._look_again = now + ASK_AGAIN_S  # others go on with what is known
+            self._look_again, pause = now + AWAY_S, ASK_AGAIN_S  # meanwhile others go on with what is known
             try:
                 found: dict[str, list[tuple[int, str]]] = {}
                 for row in self._database.rows(AUDITS):
@@ -163,7 +163,8 @@ class Trial:
                 self._audited = found
             except StateError as error:
                 logger.debug("%s", error)
-            self._look_again = time.monotonic() + ASK_AGAIN_S
+                pause = AWAY_S
+            self._look_again = time.monotonic() + pause
         known = self._audited.get(number)
         return frozenset(task for task, of in known if not (made and of) or of == made) if known else frozenset()
 

@@ -23,6 +23,7 @@ from celestial_backend.database import Database
 from celestial_backend.planets.renderer import render
 from celestial_backend.services import build
 from celestial_backend.settings import Settings
+from celestial_backend.studio.project import PendingTasks
 from celestial_backend.trust.planted import take_away
 from celestial_backend.trust.planted import told as told_of
 from celestial_backend.trust.trial import PLANTED, WITHHELD, Trial, Unshown
@@ -195,6 +196,8 @@ def test_planted_errors_stand_until_a_task_has_all_its_labels(
     def next_task() -> int:
         return int(label_studio.api("GET", f"/api/projects/{project}/next")["id"])
 
+    (page,) = PendingTasks(services.studio, str(project), "another", exact=True, truths=True).pages(10)
+    assert [bool(task.get("annotations")) for task in json.loads(json.dumps(page))] == [True, True, False]
     assert next_task() == other, "one label is enough, and the truth is one"
     assert shown() == dict.fromkeys((known, also, other), "Saturn")
     assert services.trial.misled(str(project)) == set()
