@@ -125,7 +125,7 @@ class World:
             "accepted without looking": self.accepted,
             "shown less withheld": self.accepted * (1 - alike),
             "kept": self.accepted + (1 - self.accepted) * alike,
-            "agreement without seeing": alike,
+            "accuracy": alike,
             "seconds saved": float(np.mean(saved)),
         }
 
@@ -181,7 +181,7 @@ def figures_of(measures: Mapping[str, Any]) -> Figures:
         "accepted without looking": control["compared"]["unlooked"],
         "shown less withheld": control["compared"]["difference"],
         "kept": control["kept"],
-        "agreement without seeing": control["accuracy"],
+        "accuracy": control["accuracy"],
         "seconds saved": measures["seconds_saved"],
     }
 
@@ -202,6 +202,20 @@ def summed(runs: list[tuple[World, Figures]]) -> dict[str, Any]:
         found[name] = {"told": len(told), "held": right, "share": round(right / max(1, len(told)), 3),
                        "median width": round(float(np.median(widths)), 3) if widths else None}  # fmt: skip
     return found
+
+
+def table_of(results: Mapping[str, Any]) -> list[str]:
+    """The lines of the table that a page shows of what `--output` has written, of runs of both kinds."""
+    studio, alone = results["label_studio"], results["pure"]
+    heads = ["figure", f"{studio['runs']} projects in a real Label Studio", f"{alone['runs']:,} simulated projects",
+             "width of the interval, median"]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|"]
+    for name, told in alone["figures"].items():
+        through = studio["figures"][name]
+        width = told["median width"]
+        written = f"{width:.1f} s" if name.startswith("seconds") else f"{100 * width:.0f} points"
+        lines.append(f"| {name} | {through['held']} of {through['told']} | {told['share']:.1%} | {written} |")
+    return lines
 
 
 @click.command()

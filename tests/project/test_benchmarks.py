@@ -19,7 +19,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import cli, kills, memory
+from benchmarks import annotators, cli, kills, memory
 from benchmarks.album import lay_out
 from benchmarks.bench import Bench, Sizes
 from benchmarks.chart import chart
@@ -220,6 +220,15 @@ def test_the_page_shows_the_measured_figures(name: str) -> None:
     assert shown_in(page, name, results) == page
     assert file.with_suffix(".svg").read_text() == chart(results)
     assert not results["about"]["quick"]
+
+
+def test_the_page_of_trust_shows_how_often_intervals_hold_the_truth() -> None:
+    """The table is that of the kept results, of runs through a real Label Studio and of others."""
+    results = json.loads((REPOSITORY / "benchmarks" / "results" / "annotators.json").read_text())
+    assert "\n".join(annotators.table_of(results)) in (REPOSITORY / "docs" / "trust.md").read_text()
+    for kind in results.values():
+        assert kind["runs"] >= 50
+        assert min(told["share"] for told in kind["figures"].values()) >= 0.9
 
 
 def test_a_run_writes_its_own_table_into_the_page() -> None:

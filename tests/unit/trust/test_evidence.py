@@ -172,3 +172,24 @@ def test_each_control_is_told_apart() -> None:
     ]  # fmt: skip
     found = evidence(given(result=both, parent_prediction=3), predictions=(said("Mars"),), config=SEVERAL)
     assert [(each.control, each.arm) for each in found.given] == [("choice", SHOWN), ("flaw", UNPREDICTED)]
+
+
+def test_taxonomies_and_answers_that_are_odd() -> None:
+    """Paths are choices; a score that is none, and a result that is no list, are nothing."""
+    config = (
+        '<View><Image name="image" value="$image"/><Taxonomy name="kind" toName="image"><Choice value="animal">'
+        '<Choice value="cat"/><Choice value="dog"/></Choice></Taxonomy></View>'
+    )
+
+    def tree(leaf: str, **more: Any) -> dict[str, Any]:
+        value = {"taxonomy": [["animal", leaf]]}
+        return {"from_name": "kind", "to_name": "image", "type": "taxonomy", "value": value, **more}
+
+    prediction = said(None) | {"result": [tree("cat", score="much")], "score": 7.5}
+    annotation = given(result=[tree("dog", origin="prediction-changed")], parent_prediction=3)
+    one = only(evidence(annotation, predictions=(prediction,), config=config))
+    assert (one.arm, one.said, one.chosen, one.confidence) == (
+        SHOWN, frozenset({"animal / cat"}), frozenset({"animal / dog"}), None,
+    )  # fmt: skip
+    odd = evidence(given(result="nothing"), given(result=None, id=2, by=2), given("Mars", id=3, by=3, lead_time=None))
+    assert [each.annotation for each in odd.given] == [3]
