@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from celestial_backend.commands.prelabel import Prelabelling
+from celestial_backend.jobs import ahead as module
 from celestial_backend.jobs.ahead import Ahead
 from celestial_backend.services import Services, build
 from celestial_backend.settings import CONFIDENCE, NEEDS_LABELS, TYPICAL, Settings
@@ -104,3 +108,32 @@ def test_a_worker_predicts_ahead_what_the_model_has_not(
         ahead.look(project)
         Ahead(replace(services.settings, score=CONFIDENCE)).look(project)
         assert asked == [str(number)] * 2
+
+
+def test_what_is_asked_for_again_and_again_is_predicted_once_it_is_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One project at a time, each with what came meanwhile; when a worker stops, nothing more is begun."""
+    program, done = tmp_path / "program", tmp_path / "done"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {done}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(module.sys, "executable", str(program))
+    monkeypatch.setattr(module, "QUIET_S", 0.3)
+    ahead = Ahead(replace(Settings.from_environ(), score=TYPICAL))
+    for project in ("7", "8", "7"):
+        ahead.predict(project)
+    wait(lambda: done.exists() and done.read_text().count("\n") == 2)
+    assert [line.split()[2:5] for line in done.read_text().splitlines()] == [
+        ["prelabel", "--project", "8"], ["prelabel", "--project", "7"],
+    ]  # fmt: skip
+    ahead.predict("9")
+    ahead.stop()
+    wait(lambda: not any(thread.name == "ahead" for thread in threading.enumerate()))
+    assert "9" not in done.read_text().split()
+
+
+def wait(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
