@@ -214,7 +214,7 @@ def table_of(results: Mapping[str, Any]) -> list[str]:
         through = studio["figures"][name]
         width = told["median width"]
         written = f"{width:.1f} s" if name.startswith("seconds") else f"{100 * width:.0f} points"
-        lines.append(f"| {name} | {through['held']} of {through['told']} | {told['share']:.1%} | {written} |")
+        lines.append(f"| {name} | {through['held']} of {through['told']} | {100 * told['share']:.1f} % | {written} |")
     return lines
 
 

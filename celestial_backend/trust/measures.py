@@ -47,6 +47,7 @@ from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
 
 LEAST, LEAST_OF_SOME = 20, 10  # tasks for a figure; of a choice, a range of confidence, or a person
 LEAST_EACH = 5  # times of a person with and without a pre-label, to compare them with themselves
+MANY = 50  # labels; whoever has so many of one kind and none of the other was not part of the trial
 LEAST_CALIBRATED = 50
 LONGEST_S = 3600.0  # for a task; whoever takes longer was away
 BANDS = (0.5, 0.8, 0.95)  # where ranges of confidence end
@@ -510,22 +511,37 @@ def _times(judged: Iterable[Given]) -> dict[int, Given]:
     return found
 
 
-def _seconds(judged: Sequence[Given]) -> tuple[Figure, Figure, Figure]:
-    """The typical seconds that a pre-label saves, those without and with one."""
+def _compared_times(judged: Sequence[Given]) -> list[Times]:
+    """The times of each person with and without a pre-label; those of people with few are taken together."""
     versions = {each.version for each in judged if each.arm == WITHHELD}
     people: dict[str, dict[str, list[Given]]] = {}
     for each in _times(judged).values():
         if each.version in versions and each.arm in (SHOWN, WITHHELD):
             people.setdefault(each.annotator, {SHOWN: [], WITHHELD: []})[each.arm].append(each)
-    compared = [
+    some: dict[str, list[Given]] = {SHOWN: [], WITHHELD: []}
+    enough = []
+    for mine in people.values():
+        if min(map(len, mine.values())) >= LEAST_EACH:
+            enough.append(mine)
+        elif sum(map(len, mine.values())) < MANY or all(mine.values()):
+            some = {arm: some[arm] + mine[arm] for arm in some}
+    if min(map(len, some.values())) >= LEAST_EACH:
+        enough.append(some)
+    return [
         Times([each.seconds or 0 for each in mine[SHOWN]], [each.task for each in mine[SHOWN]],
               [each.seconds or 0 for each in mine[WITHHELD]], [each.task for each in mine[WITHHELD]])
-        for mine in people.values() if min(map(len, mine.values())) >= LEAST_EACH
+        for mine in enough
     ]  # fmt: skip
+
+
+def _seconds(judged: Sequence[Given]) -> tuple[Figure, Figure, Figure]:
+    """The typical seconds that a pre-label saves, those without and with one."""
+    compared = _compared_times(judged)
     tasks = len({task for each in compared for task in each.without_tasks})
     if tasks < LEAST:
-        none = _none(f"labels on {WITHOUT} with their seconds" + ("" if versions else f". {CONTROL_REMEDY}"),
-                     sum(len(each.without_s) for each in compared), LEAST - tasks)  # fmt: skip
+        remedy = "" if any(each.arm == WITHHELD for each in judged) else f". {CONTROL_REMEDY}"
+        labels = sum(len(each.without_s) for each in compared)
+        none = _none(f"{WITHOUT} whose seconds are known{remedy}", labels, LEAST - tasks)
         return none, none, none
     without, with_one, saved = typical(compared)
     if without.low == without.high or with_one.low == with_one.high:

@@ -244,6 +244,18 @@ def test_seconds_that_nobody_worked_do_not_count() -> None:
     assert told.seconds_saved.sentence.endswith("s saved).")
 
 
+def test_people_who_did_little_are_taken_together() -> None:
+    """Eighty who labelled four tasks each tell as much as four who labelled eighty."""
+    rng = np.random.default_rng(1)
+    given = [
+        replace(label(task, arm=SHOWN if task % 4 else WITHHELD, seconds=float(rng.normal(4 if task % 4 else 7, 1))),
+                annotator=str(task // 4))
+        for task in range(320)
+    ]  # fmt: skip
+    told = measure(evidence(given)).seconds_saved
+    assert told.value == pytest.approx(3, abs=0.4)
+
+
 @pytest.mark.parametrize(
     ("share", "text"), [(0, "0 %"), (1, "100 %"), (0.5, "50 %"), (0.034, "3.4 %"), (0.996, "99.6 %"), (-0.2, "-20 %")]
 )
