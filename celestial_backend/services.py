@@ -51,7 +51,7 @@ class Services:
         The predictor's answers as Label Studio gets them; whoever predicts for it goes through here.
 
         Raises:
-            StateError: As for `Trial.shown` and `Order.placed`.
+            StateError: As for `Trial.shown`.
         """
         if self.order.is_kept:
             needs_labels = self.predictor.version(config, project) == NEEDS_LABELS

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 
 from celestial_backend.jobs.processes import child_environ
-from celestial_backend.settings import CONFIDENCE, Settings
+from celestial_backend.settings import CONFIDENCE, NEEDS_LABELS, TYPICAL, Settings
 from celestial_backend.studio.project import StudioProject
 
 QUIET_S = 5.0  # without another request, before a project is predicted: pictures are uploaded a few at a time
@@ -28,7 +28,7 @@ class Ahead:
     """Predicts projects ahead, beside what a worker does; safe between threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self._is_wanted = settings.score != CONFIDENCE
+        self._is_wanted, self._has_places = settings.score != CONFIDENCE, settings.score == TYPICAL
         self._gate = threading.Lock()
         self._left: dict[str, tuple[str, int]] = {}  # project -> version and tasks for which it was asked for last
         self._asked: dict[str, float] = {}  # project -> when it was asked for last
@@ -48,6 +48,8 @@ class Ahead:
         if not self._is_wanted:
             return
         number, lacking = project.project_id, project.unpredicted()
+        if lacking[0] == NEEDS_LABELS and not self._has_places:
+            return
         if lacking[1] and lacking != self._left.get(number):
             self._left[number] = lacking
             self.predict(number)

@@ -10,6 +10,7 @@ those holds for all.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celestial_backend.database import Database
+from celestial_backend.errors import StateError
 from celestial_backend.labels import UNKNOWN_SCORE
 from celestial_backend.settings import NEEDS_LABELS, TYPICAL, Settings, project_parts
 from celestial_backend.trust.trial import Trial
@@ -32,8 +34,10 @@ AXES = 64  # of the features, by which pictures are clustered
 NEAREST = 20  # pictures of a cluster whose distance says how typical one is
 LEAST_NEXT, MOST_NEXT, NEXT_IN = 10, 50, 5  # labels until the next training, and of those that there are
 AMONG = 4  # times as many of the smallest leads, from which they are chosen so that they differ
+AT_ONCE = 500  # places that are written in one transaction: others wait for it
 TASKS_MAX = 5_000  # that are put in order; of more, the first
 SEED, TURNS = 20, 50
+logger = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
@@ -58,15 +62,16 @@ class Order:
             answers: As many, of `Predictor.predict`.
             project: As Label Studio sends it.
             needs_labels: Nothing can be predicted yet: the answers are empty predictions that have a place.
-
-        Raises:
-            StateError: The places cannot be read.
         """
         number, made = project_parts(project)
         if not (self.is_kept and number):
             return list(answers)
         ids = [task.get("id") if isinstance(task, Mapping) else None for task in tasks]
-        place_of = self.places(number, [each for each in ids if isinstance(each, int)], made)
+        try:
+            place_of = self.places(number, [each for each in ids if isinstance(each, int)], made)
+        except StateError as error:  # people can label in any order meanwhile
+            logger.warning("Project %s: %d tasks get no place in the order: %s", number, len(tasks), error)
+            return list(answers)
         found = list(answers)
         for at, (task, answer) in enumerate(zip(ids, answers, strict=True)):
             if task not in place_of:
@@ -106,8 +111,11 @@ class Order:
         put = "INSERT INTO places (project, task, made, place) VALUES (:project, :task, :made, :place)"
         with self._database.writing(f"places {number}") as work:
             work.run("DELETE FROM places WHERE project = :project", project=number)
-            for task, place in place_of.items():
-                work.run(put, project=number, task=task, made=made, place=place)
+        rows = list(place_of.items())
+        for start in range(0, len(rows), AT_ONCE):
+            with self._database.writing(f"places {number}") as work:
+                for task, place in rows[start : start + AT_ONCE]:
+                    work.run(put, project=number, task=task, made=made, place=place)
 
     def arrange(self, project: str, seen: Seen) -> int:
         """

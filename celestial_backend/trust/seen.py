@@ -30,7 +30,7 @@ class Seen(NamedTuple):
         labelled: Tasks with a label, also those beyond what was read.
         failed: Why a picture cannot be read.
         made: When the project was, as `StudioProject.made` says.
-        choices: How many the first control offers.
+        choices: How many a control offers, at most.
     """
 
     vectors: Mapping[int, Vectors]
@@ -69,9 +69,10 @@ def see(settings: Settings, store: ModelStore, studio: Studio, images: ImageRead
     read = [each for each in wanted if each.picture is not None]
     first = {each.task_id: each.picture for each in reversed(read) if each.picture is not None}
     vectors = reader.gallery.given(list(first.values()))[GENERAL] if first else ()
+    most_choices = max(len(control.choices) for control in choices.controls)
     return Seen(
         dict(zip(first, vectors, strict=True)), _leads(live, choices, reader, read), labelled,
-        {task: why for task, why in failed.items() if task not in first}, made, len(choices.controls[0].choices),
+        {task: why for task, why in failed.items() if task not in first}, made, most_choices,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from celestial_backend.commands.prelabel import Prelabelling
 from celestial_backend.jobs import ahead as module
 from celestial_backend.jobs.ahead import Ahead
 from celestial_backend.services import Services, build
-from celestial_backend.settings import CONFIDENCE, NEEDS_LABELS, TYPICAL, Settings
+from celestial_backend.settings import CONFIDENCE, MARGIN, NEEDS_LABELS, TYPICAL, Settings
 from celestial_backend.studio.project import StudioProject
 from celestial_backend.studio.setup import create_project
 from tests.support.backend_server import label_config
@@ -106,7 +106,8 @@ def test_a_worker_predicts_ahead_what_the_model_has_not(
         assert asked == [str(number)]
         label_studio.import_tasks(number, [data_uri(drawn(KINDS[0], 20))])
         ahead.look(project)
-        Ahead(replace(services.settings, score=CONFIDENCE)).look(project)
+        for score in (CONFIDENCE, MARGIN):  # by which nothing can be said yet
+            Ahead(replace(services.settings, score=score)).look(project)
         assert asked == [str(number)] * 2
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from celestial_backend.database import Database
+from celestial_backend.errors import StateError
 from celestial_backend.labels import UNKNOWN_SCORE
 from celestial_backend.settings import NEEDS_LABELS, TYPICAL, Settings
 from celestial_backend.trust.order import EXPLORED, Order, places
@@ -138,6 +139,16 @@ def test_another_project_of_the_same_number_has_no_order_yet(order: Order) -> No
 def test_an_empty_project(order: Order) -> None:
     assert order.arrange("7", seen()) == 0
     assert order.places("7", []) == {}
+
+
+def test_without_its_database_people_label_in_any_order(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise StateError("The database cannot be read.")
+
+    order.arrange("7", seen(1, 2))
+    monkeypatch.setattr(Database, "rows", away)
+    given = [answered(0.9, "x"), []]
+    assert order.placed([{"id": 1}, {"id": 2}], given, "7", needs_labels=False) == given
 
 
 def test_other_scores_stay_as_they_are() -> None:
