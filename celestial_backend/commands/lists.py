@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -22,11 +22,14 @@ from celestial_backend.commands.shown import Shown
 from celestial_backend.errors import CelestialError, StateError
 from celestial_backend.jobs.ledger import WAITING, Job, Known
 from celestial_backend.jobs.trainings import HOW_TO_START
+from celestial_backend.labels import some
 from celestial_backend.models import standalone
 from celestial_backend.models.registry import Described
 from celestial_backend.services import build
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.studio.project import StudioProject
+from celestial_backend.trust import temperature
+from celestial_backend.trust.calibration import CalibrationError
 
 SHARED = "all others"
 NOT_BEGUN = "not begun"  # in the place of a job's state
@@ -57,7 +60,7 @@ def say(shown: Table) -> None:
     Console(width=min(terminal.width, WIDTH) if terminal.is_terminal else WIDTH).print(shown)
 
 
-@click.group(invoke_without_command=True, short_help="List the models, or use, add or export one.")
+@click.group(invoke_without_command=True, short_help="List the models, or use, add, calibrate or export one.")
 @click.option("--project", type=click.IntRange(min=1), help="Only the models that this project may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_context
@@ -77,6 +80,8 @@ def models(context: click.Context, project: int | None, *, as_json: bool) -> Non
             "choices": _choices(model),
             "decision": model.manifest.decision,
             "reason": model.manifest.reason,
+            "calibrated": model.calibrated,
+            "calibration": model.manifest.calibration and model.manifest.calibration.plain(),
             "scores": model.metadata.get("scores"),  # as they stand there: older models have others
         }
         for model in store.registry.models()
@@ -96,11 +101,18 @@ def models(context: click.Context, project: int | None, *, as_json: bool) -> Non
                 ", ".join(who if who == SHARED else f"project {who}" for who in row["live"]),
                 row["created"][:10],
                 (row["parent"] or "").partition(":")[2],
-                ". ".join(filter(None, [*map(_named, row["choices"].values()), row["reason"]])),
+                ". ".join(filter(None, [*map(_named, row["choices"].values()), row["reason"], _scores_of(row)])),
             ]
             for row in rows
         ],
     ))  # fmt: skip
+
+
+def _scores_of(row: Mapping[str, Any]) -> str:
+    """What is to be known of a model's scores."""
+    if row["calibration"]:
+        return f"Calibrated on {row['calibration']['pictures']} pictures"
+    return "" if row["calibrated"] else "Uncalibrated: its scores need not say how often it is right"
 
 
 def _named(choices: Sequence[str]) -> str:
@@ -160,6 +172,47 @@ def export(settings: Settings, tag: str, file: Path, control: str | None) -> Non
     with Shown(f"Writing {file.name}"):
         exported = standalone.export(settings, tag, file, control)
     click.echo(f"{file} holds {exported}.")
+
+
+@models.command("calibrate")
+@click.argument("tag")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_obj
+def calibrate(settings: Settings, tag: str, folder: Path, *, as_json: bool) -> None:
+    """
+    Make the scores of TAG, a model that you brought, say how often it is right, by the pictures of FOLDER.
+
+    FOLDER has one sub-folder for each class, under the model's own names. The model must not have learned these
+    pictures. Its answers stay the same; a new version of it gets other scores.
+    """
+    store = build(settings).store
+    tag = tag if ":" in tag else f"{MODEL_NAME}:{tag}"
+    with Shown(f"Calibrating {tag}") as shown:
+        found = temperature.calibrate(store, settings, tag, folder, shown)
+    served = found.tag == store.live_tag()
+    if as_json:
+        click.echo(json.dumps(asdict(found) | {"served": served}))
+        return
+    click.echo(f"{found.tag} is {found.of} with other scores. {_error('Before', found.before)}, "
+               f"{_error('after', found.after)}, on {found.pictures} pictures.")  # fmt: skip
+    click.echo("Projects without a model of their own are served it from now on." if served else
+               f"Use it with: python -m celestial_backend models use {found.tag} --project N")  # fmt: skip
+    for sentence in _notes(found):
+        click.echo(sentence, err=True)
+
+
+def _error(when: str, found: CalibrationError) -> str:
+    return f"{when} they were off by {found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def _notes(found: temperature.Calibrated) -> Iterator[str]:
+    if found.missing:
+        yield f"The folder has no picture of {some(found.missing)}, so nothing is known of the scores of these."
+    if found.left_out:
+        yield f"{len(found.left_out)} files are left out: no pictures, or in two classes."
+    if not found.everywhere:
+        yield "It is too large for the database, so only this machine has it."
 
 
 @click.command(short_help="List trainings: waiting, running and ended, and why.")

@@ -2,10 +2,10 @@
 How unlike a picture is to all that was learned, by its features.
 
 There are two measures, and none is the better one everywhere: the distance to the nearest learned picture, and the
-distance to the nearest class less most of the distance to all classes together (Mahalanobis, as Ren et al., 2021,
-arXiv 2106.09022, put it). The labels themselves choose: each class is left out in turn, and the measure that tells
-its pictures from the others' is taken. Beyond a limit, which `FALSE_ALARMS` of the learned pictures would pass if they
-were new, a picture is unknown.
+distance to the nearest class less most of the distance to the middle of all (after Ren et al., 2021, arXiv
+2106.09022; but both in the metric of the classes, and what lies outside the principal axes counts). The labels
+themselves choose: each class is left out in turn, and the measure that tells its pictures from the others' is taken.
+Beyond a limit, which `FALSE_ALARMS` of the learned pictures would pass if they were new, a picture is unknown.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ Floats = NDArray[np.float64]
 FALSE_ALARMS = 0.02
 LEAST_ROWS, LEAST_SKILL = 12, 0.6  # pictures, and area under the curve for classes left out, for there to be a limit
 FOLDS, TURNS, ROWS_MAX = 5, 8, 600  # of pictures, of classes left out, and of rows that are looked at
-DIMENSIONS, SHRINK, OF_ALL = 128, 0.8, 0.7  # principal axes; towards a sphere; of the distance to all that is taken off
+DIMENSIONS, SHRINK, OF_ALL = 128, 0.6, 0.8  # principal axes; towards a sphere; of the distance to all that is taken off
 REACH = 0.9  # of the pictures of a group have a neighbour within it
-COUNTED = 300  # known pictures from which on the limit is counted; for fewer their distances are taken for normal
+COUNTED = 100  # known pictures from which on the limit is counted; for fewer their distances are taken for normal
 LEAST_DISTANCE = 0.003  # of vectors of length 1: ten times what rounding makes of equal ones
+OLD = "relative"  # a measure of old
 SEED = 41
 
 
@@ -72,23 +73,23 @@ class Nearest:
 @dataclass(frozen=True)
 class Relative:
     """
-    The distance to the nearest class, less most of that to all; on the principal axes.
+    The distance to the nearest class, less most of that to the middle of all; in units of how classes scatter.
 
     Attributes:
         mean: Shape (D,).
-        axes: Shape (D, d); both distances are squares of lengths after one more product each.
-        within: Shape (d, d).
-        overall: Shape (d, d).
+        axes: Shape (D, d), orthonormal: those along which the learned pictures differ most.
+        within: Shape (d, d); after this product, classes scatter alike along all axes.
         centres: Shape (K, d), of the classes, after `within`.
+        beyond: Shape (), what the distance to all axes counts.
     """
 
     mean: Vectors
     axes: Vectors
     within: Vectors
-    overall: Vectors
     centres: Vectors
+    beyond: Vectors
 
-    name: ClassVar[str] = "relative"
+    name: ClassVar[str] = "relative to all"
 
     @classmethod
     def of(cls, vectors: Vectors, classes: NDArray[np.integer]) -> Relative:
@@ -97,17 +98,25 @@ class Relative:
         centred = vectors - mean
         axes = np.linalg.svd(centred, full_matrices=False)[2][:DIMENSIONS].T
         rows = (centred @ axes).astype(np.float64)
-        centres = np.stack([rows[classes == each].mean(axis=0) for each in np.unique(classes)])
-        own = rows - centres[np.searchsorted(np.unique(classes), classes)]
-        within, overall = _whitening(own), _whitening(rows)
-        return cls(*(np.asarray(each, np.float32) for each in (mean, axes, within, overall, centres @ within)))
+        names, row_of = np.unique(classes, return_inverse=True)
+        centres = np.stack([rows[row_of == each].mean(axis=0) for each in range(len(names))])
+        own = rows - centres[row_of]
+        scatter = own.T @ own / len(own)
+        sphere = SHRINK * max(float(np.trace(scatter)) / len(scatter), 1e-9)
+        values, turned = np.linalg.eigh((1 - SHRINK) * scatter + sphere * np.eye(len(scatter)))
+        within = turned / np.sqrt(np.maximum(values, 1e-12))
+        beyond = np.sqrt((1 - OF_ALL) / sphere)
+        return cls(*(np.asarray(each, np.float32) for each in (mean, axes, within, centres @ within, beyond)))
 
     def distance(self, vectors: Vectors) -> Floats:
         """Shape (N,); may be below 0."""
-        rows = ((vectors - self.mean) @ self.axes).astype(np.float64)
-        near, whole = rows @ self.within, ((rows @ self.overall) ** 2).sum(axis=1)
-        squares = (near**2).sum(axis=1)[:, None] + (self.centres**2).sum(axis=1) - 2 * (near @ self.centres.T)
-        return np.asarray(squares.min(axis=1) - OF_ALL * whole)
+        centred = vectors - self.mean
+        rows = (centred @ self.axes).astype(np.float64)
+        rest = np.maximum((centred.astype(np.float64) ** 2).sum(axis=1) - (rows**2).sum(axis=1), 0)
+        near = rows @ self.within
+        whole = (near**2).sum(axis=1)
+        squares = whole[:, None] + (self.centres**2).sum(axis=1) - 2 * (near @ self.centres.T)
+        return np.asarray(squares.min(axis=1) - OF_ALL * whole + self.beyond**2 * rest)
 
 
 Measure = Nearest | Relative
@@ -153,11 +162,10 @@ class Familiar:
         best = max(skills, key=lambda kind: skills[kind])
         if skills[best] < LEAST_SKILL:
             return None
-        measure, (limit, usual) = best.of(vectors, classes), _limit(_of_new(best, vectors, classes, fold_of))
-        # Axes that were laid through the learned pictures hold all of them, and of new ones a part: those look nearer.
-        learned = float(np.quantile(measure.distance(vectors), 1 - FALSE_ALARMS))
-        least = LEAST_DISTANCE if best is Nearest else learned
-        return cls(measure, max(limit, least), usual, round(skills[best], 4))
+        limit, usual = _limit(_of_new(best, vectors, classes, fold_of))
+        if best is Nearest:
+            limit = max(limit, LEAST_DISTANCE)
+        return cls(best.of(vectors, classes), limit, usual, round(skills[best], 4))
 
     @classmethod
     def nearest(cls, vectors: Vectors, groups: NDArray[np.integer]) -> Familiar:
@@ -200,15 +208,17 @@ class Familiar:
         return {"measure": np.array(self.measure.name), "numbers": numbers, **parts}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], width: int) -> Familiar:
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], width: int) -> Familiar | None:
         """
-        What `arrays` gave.
+        What `arrays` gave; None if that was a measure that is used no more, until the model is trained again.
 
         Raises:
             ValueError, TypeError: They are not of vectors of this width, or damaged.
         """
         given = {name: np.asarray(array) for name, array in arrays.items()}
         name, numbers = str(given.pop("measure", "")), given.pop("numbers", np.zeros(0))
+        if name == OLD:
+            return None
         kind = next((each for each in MEASURES if each.name == name), None)
         if kind is None or numbers.shape != (3,) or not all(map(math.isfinite, numbers)):
             raise ValueError("it must have a measure that is known, and three numbers")
@@ -266,13 +276,3 @@ def _limit(known: Floats) -> tuple[float, float]:
     count, spread = len(known), float(known.std(ddof=1))
     far = float(student.ppf(1 - FALSE_ALARMS, count - 1)) * spread * math.sqrt(1 + 1 / count)
     return float(known.mean()) + max(far, 1e-6), usual
-
-
-def _whitening(rows: Floats) -> Floats:
-    """The product after which squares of lengths are Mahalanobis distances; scatter is shrunk towards a sphere."""
-    scatter = rows.T @ rows / len(rows)
-    sphere = np.eye(len(scatter)) * max(np.trace(scatter) / len(scatter), 1e-9)
-    values, vectors = np.linalg.eigh((1 - SHRINK) * scatter + SHRINK * sphere)
-    return np.asarray(vectors / np.sqrt(np.maximum(values, 1e-12)))
-
-

@@ -29,8 +29,8 @@ STRENGTHS = (1.0, 5.0)  # C of the logistic regression
 LOGISTIC_MAX = 3000  # rows up to which it is tried
 SPREAD_MAX = 6000  # pictures among which labels are spread
 NEIGHBOURS, SPREAD, TURNS = 10, 0.9, 20
-FOLDS, FOLDS_OF_FEW, FEW = 5, 10, 60  # of many labels, of few, and how many are few
-TEMPERATURES = np.geomspace(0.05, 50, 60)
+FOLDS_LEAST, FOLDS_MOST, FITTED = 5, 20, 4000  # folds, and labels that all of them together are fitted on at most
+TEMPERATURES, HALVINGS = (0.05, 50.0), 20
 USUAL = 0.03  # of the log loss, that another kind must be better than the usual one: less is chance
 ALONE = 0.01  # of log loss, that some spaces must be better than all together: these know more of what no label shows
 COPIES_SHARE = 0.15  # of what a picture counts, all its changed copies together
@@ -144,9 +144,36 @@ def probabilities(logits: Floats, *, multiple: bool) -> Floats:
     return np.asarray(values / values.sum(axis=1, keepdims=True))
 
 
+def temperature(logits: Floats, targets: NDArray[np.floating], *, multiple: bool = False) -> float:
+    """
+    The number that logits must be divided by to be as sure, on average, as they are right (Clarté et al., 2023).
+
+    However few and right the answers are, they are no surer than they can tell: n right ones of n tell
+    (n + 1) / (n + 2), by Laplace's rule.
+
+    Args:
+        logits: Shape (N, K), of rows that were not learned.
+        targets: Shape (N, K), as in `Lessons`.
+        multiple: As there.
+    """
+    right = _is_right(probabilities(logits, multiple=multiple), targets, multiple=multiple)
+    surest = (right.sum() + 1) / (right.size + 2)
+    low, high = TEMPERATURES
+    for _ in range(HALVINGS):
+        divisor = (low * high) ** 0.5
+        sure = _confidence(probabilities(logits / divisor, multiple=multiple), multiple=multiple)
+        low, high = (divisor, high) if sure > surest else (low, divisor)
+    return high
+
+
 def folds(targets: NDArray[np.floating]) -> NDArray[np.integer]:
-    """The fold of each row, shape (N,): of each combination of choices, as many rows in every fold as can be."""
-    count = FOLDS_OF_FEW if len(targets) <= FEW else FOLDS
+    """
+    The fold of each row, shape (N,): of each combination of choices, as many rows in every fold as can be.
+
+    Of few labels there are many folds, as a head that learned four fifths of them knows less than the one of all, and
+    is surer of what it knows: its scores would be too low.
+    """
+    count = min(FOLDS_MOST, max(FOLDS_LEAST, FITTED // max(1, len(targets))))
     rng = np.random.default_rng(SEED)
     found = np.zeros(len(targets), int)
     _, groups = np.unique(targets, axis=0, return_inverse=True)
@@ -207,29 +234,16 @@ def _blends(rows: _Rows) -> dict[str, list[Recipe]]:
 
 
 def _scored(logits: Floats, lessons: Lessons) -> tuple[float, float]:
-    """
-    The log loss of unseen labels, and the number that the logits must be divided by for it.
-
-    However few and right the labels are, the head is no surer on average than they can tell: n right ones of n
-    tell (n + 1) / (n + 2), by Laplace's rule.
-    """
-    answers = probabilities(logits, multiple=lessons.multiple)
-    right = _is_right(answers, lessons)
-    surest = (right.sum() + 1) / (right.size + 2)
-    found = [
-        (_loss(said, lessons), float(divisor))
-        for divisor in TEMPERATURES
-        for said in [probabilities(logits / divisor, multiple=lessons.multiple)]
-        if _confidence(said, multiple=lessons.multiple) <= surest or divisor == TEMPERATURES[-1]
-    ]
-    return min(found)
+    """The log loss of unseen labels, and the number that the logits must be divided by for it."""
+    divisor = temperature(logits, lessons.targets, multiple=lessons.multiple)
+    return _loss(probabilities(logits / divisor, multiple=lessons.multiple), lessons), divisor
 
 
-def _is_right(said: Floats, lessons: Lessons) -> NDArray[np.bool_]:
+def _is_right(said: Floats, targets: NDArray[np.floating], *, multiple: bool) -> NDArray[np.bool_]:
     """Of each row, or of each choice of each row where several may be right."""
-    if lessons.multiple:
-        return np.asarray((said >= 0.5) == (lessons.targets >= 0.5))
-    return np.asarray(lessons.targets[np.arange(len(said)), said.argmax(axis=1)] > 0)
+    if multiple:
+        return np.asarray((said >= 0.5) == (targets >= 0.5))
+    return np.asarray(targets[np.arange(len(said)), said.argmax(axis=1)] > 0)
 
 
 def _confidence(said: Floats, *, multiple: bool) -> float:
@@ -383,6 +397,8 @@ class _Moments(NamedTuple):
     means: Floats  # (K, d)
     rest: Floats  # (K, d): the means of all rows without the choice; used where several may be right
     scatter: Floats  # (d, d), around zero, by weight
+    variances: Floats  # (d,): within the choices, along the axes that follow; of one right choice
+    axes: Floats  # (d, d)
     labels: Floats  # (K,): how many labels each choice has
     total: float
     multiple: bool
@@ -397,18 +413,20 @@ class _Moments(NamedTuple):
         means = sums / np.maximum(sizes, 1e-9 * total)[:, None]  # nothing where nothing is shown
         rest = np.where(others > 1e-9 * total, 1.0, 0.0)[:, None] * (everything - sums)
         rest /= np.maximum(others, 1e-9 * total)[:, None]
-        return cls(sizes, means, rest, (rows * weights[:, None]).T @ rows, labels.sum(axis=0), total, multiple)
+        scatter = (rows * weights[:, None]).T @ rows
+        within = (scatter - (means * sizes[:, None]).T @ means) / total
+        variances, axes = (np.zeros(0), np.zeros((0, 0))) if multiple else np.linalg.eigh(within)
+        return cls(sizes, means, rest, scatter, np.maximum(variances, 0), axes, labels.sum(axis=0), total, multiple)
 
     def head(self, shrink: float, *, prior: bool) -> _Head:
         return self._several(shrink) if self.multiple else self._one(shrink, prior=prior)
 
     def _one(self, shrink: float, *, prior: bool) -> _Head:
-        within = (self.scatter - (self.means * self.sizes[:, None]).T @ self.means) / self.total
-        scatter = _shrunk(within, shrink)
-        weights = np.linalg.solve(scatter, self.means.T)
+        shrunk = (1 - shrink) * self.variances + shrink * max(float(self.variances.mean()), 1e-9)
+        weights = self.axes @ ((self.means @ self.axes) / shrunk).T
         bias: Floats = -(self.means.T * weights).sum(axis=0) / 2
         # A mean of few rows is noisy, and its noise counts against the choice as if it were distance.
-        bias += np.trace(np.linalg.solve(scatter, within)) / np.maximum(self.sizes, 1) / 2
+        bias += (self.variances / shrunk).sum() / np.maximum(self.sizes, 1) / 2
         if prior:
             bias = bias + np.log(np.maximum(self.labels, 0.5) / self.labels.sum())
         return _Head(np.asarray(weights, np.float64), np.where(self.labels > 0, bias, -1e4))

@@ -22,9 +22,10 @@ from celestial_backend.errors import ModelError, ModelLoadError
 from celestial_backend.features import Familiar, unit
 from celestial_backend.labels import Vocabulary, short, some
 from celestial_backend.models.embedders import prepared
+from celestial_backend.models.manifest import Manifest
 from celestial_backend.models.passes import SharedPasses, flat, rows_of
 from celestial_backend.models.saved import CUSTOM, Saved, cause, of_type, traced
-from celestial_backend.pictures.hooks import Postprocess, Preprocess
+from celestial_backend.pictures.hooks import Postprocess, Preprocess, tempered
 from celestial_backend.planets import network as planets
 from celestial_backend.planets import replay
 
@@ -84,6 +85,7 @@ class Parts:
         custom: All custom objects, by name; none for a model of ours.
         independent: Several classes may hold at once.
         familiar: What it has learned, by the features of its last layer; None where that is not known.
+        temperature: What its probabilities are brought to, after its own `postprocess`; None leaves them as they are.
     """
 
     tag: str
@@ -93,6 +95,7 @@ class Parts:
     custom: Mapping[str, Any] = field(default_factory=dict)
     independent: bool = False
     familiar: Familiar | None = None
+    temperature: float | None = None
 
 
 class Classifier:
@@ -114,6 +117,7 @@ class Classifier:
         self.network = parts.network
         self._preprocess = parts.preprocess
         self._familiar = parts.familiar
+        self._temperature = parts.temperature
         forward = traced(parts.network if parts.familiar is None else _with_features(parts.network))
         self._forward = SharedPasses(forward)
         probe = prepared(self.tag, parts.preprocess, Image.new("RGB", (128, 128)))
@@ -160,7 +164,8 @@ class Classifier:
         Returns:
             Shape (N, K); row i belongs to ``batch[i]``, column k to ``self.classes[k]``.
             The numbers are those of the model's own `postprocess`, row by row, or all at
-            once where it has a method ``batch`` from outputs (N, K) to probabilities (N, K).
+            once where it has a method ``batch`` from outputs (N, K) to probabilities (N, K);
+            brought to a temperature where somebody has calibrated the model.
 
         Raises:
             ModelError: `postprocess` failed, or gave something else than probabilities of these classes.
@@ -175,10 +180,12 @@ class Classifier:
             ModelError: As for `probabilities`.
         """
         outputs = self._forward(batch)
-        if self._familiar is None:
-            return self._answers.rows(outputs, len(batch)), np.zeros((len(batch), 1))
-        outputs, features = outputs
-        return self._answers.rows(outputs, len(batch)), self._familiar.strangeness(unit(features))[:, None]
+        strange: NDArray[np.float64] = np.zeros((len(batch), 1))
+        if self._familiar is not None:
+            outputs, features = outputs
+            strange = self._familiar.strangeness(unit(features))[:, None]
+        rows = self._answers.rows(outputs, len(batch))
+        return (rows if self._temperature is None else tempered(rows, self._temperature)), strange
 
 
 class _Answers:
@@ -423,7 +430,8 @@ def read_parts(tag: str, folder: Path) -> Parts:
     if missing:
         raise ModelLoadError(_no_hooks(tag, missing))
     independent = bool(saved.metadata.get(INDEPENDENT, MADE_FROM in saved.metadata))  # earlier exports did not say it
-    return Parts(tag, saved.network(custom), custom["preprocess"], custom["postprocess"], custom, independent)
+    return Parts(tag, saved.network(custom), custom["preprocess"], custom["postprocess"], custom, independent,
+                 temperature=None if independent else temperature_in(saved))  # fmt: skip
 
 
 def check_files(tag: str, folder: Path) -> Saved:
@@ -455,6 +463,12 @@ def classes_in(saved: Saved) -> tuple[str, ...] | None:
         return own[1].classes
     said = saved.metadata.get("classes") if MADE_FROM in saved.metadata else None
     return tuple(map(str, said)) if isinstance(said, list) else None
+
+
+def temperature_in(saved: Saved) -> float | None:
+    """What a model's probabilities are to be brought to; None for one as it came, or whose postprocess does so."""
+    told = Manifest.of(saved.metadata).calibration
+    return None if told is None or told.inside else told.temperature
 
 
 def own_hooks(saved: Saved) -> tuple[Preprocess, Postprocess] | None:

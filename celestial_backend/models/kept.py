@@ -181,6 +181,23 @@ def keep(registry: Registry, tag: str, transaction: Transaction) -> None:
         keep(registry, described.base, transaction)
 
 
+def keep_small(registry: Registry, tag: str, database: Database) -> bool:
+    """
+    Put a model of this machine into the database if it is small enough; gives whether it was.
+
+    Raises:
+        ModelError: It cannot be read.
+        StateError: The database cannot be written.
+    """
+    with disk("read"):
+        size = sum(path.stat().st_size for path in registry.place(tag).rglob("*") if path.is_file())
+    if size > MAX_BYTES:
+        return False
+    with database.writing(tag, ADD_S) as transaction:
+        keep(registry, tag, transaction)
+    return True
+
+
 def check_size(archive: Path) -> None:
     """
     Refuse a file that is too large for the database.

@@ -192,6 +192,27 @@ class FolderCounts(Part, frozen=True):
     left_out: Count = field(name="left out")
 
 
+class Calibration(Part, frozen=True):
+    """
+    How the probabilities of a model from outside are made as sure as they are right.
+
+    Attributes:
+        of: The tag of the model that it was before.
+        temperature: Divides the logarithms of its probabilities.
+        pictures: It was fitted on.
+        before: The calibration error on them, of the model as it was.
+        after: The same of the calibrated one, each picture asked before it was fitted on.
+        inside: Whether its own postprocess does so already, as that of an exported model.
+    """
+
+    of: str
+    temperature: Annotated[float, Meta(gt=0, le=1000)]
+    pictures: Count
+    before: float
+    after: float
+    inside: bool = False
+
+
 class Manifest(Part, frozen=True):
     """
     All that is told of a model; with the same labels it can be made again.
@@ -216,6 +237,7 @@ class Manifest(Part, frozen=True):
         embedder: The name of the one whose features its heads take.
         base: The tag of the network whose features or answers its heads need.
         classes: Of a network, what it says.
+        calibration: Of one from outside, if somebody has calibrated it here.
     """
 
     tag: str | None = None
@@ -237,6 +259,7 @@ class Manifest(Part, frozen=True):
     embedder: str | None = None
     base: str | None = None
     classes: list[str] | None = None
+    calibration: Calibration | None = None
 
     @classmethod
     def of(cls, told: object) -> Manifest:

@@ -28,9 +28,9 @@ from typing import Any
 import yaml
 
 from celestial_backend.errors import ModelError, ModelLoadError
-from celestial_backend.models.classifier import HEADS_FILE
-from celestial_backend.models.manifest import Manifest
-from celestial_backend.models.saved import described, description_in, version
+from celestial_backend.models.classifier import HEADS_FILE, MADE_FROM
+from celestial_backend.models.manifest import Calibration, Manifest
+from celestial_backend.models.saved import DESCRIPTION, Saved, described, description_in, version
 from celestial_backend.pictures import hooks
 from celestial_backend.pictures.hooks import Postprocess, Preprocess
 from celestial_backend.planets import network
@@ -143,6 +143,13 @@ class Described:
     def base(self) -> str | None:
         """The tag of the network whose features its heads need, None for other models."""
         return self.manifest.base
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its scores were made to say how often it is right: all of ours, and others where somebody did so."""
+        told = self.manifest
+        ours = told.embedder is not None or MADE_FROM in self.metadata or network.is_ours(self.metadata)
+        return ours or told.calibration is not None
 
 
 @dataclass(frozen=True)
@@ -323,6 +330,31 @@ class Registry:
             (model / "model.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), "utf-8")
         with disk("written"):
             self._make_latest(tag)
+        return tag
+
+    def add_calibrated(self, tag: str, calibration: Calibration) -> str:
+        """
+        Save a copy of a model from outside that says how it is calibrated; nothing of its own files is read or changed.
+
+        Args:
+            tag: Its name and version.
+            calibration: Names the model.
+
+        Returns:
+            The tag, which is the store's latest if that of the model was.
+        """
+        name, _, number = calibration.of.partition(":")
+        was_latest = self.latest(name) == number
+        description = dict(Saved(calibration.of, self.path(calibration.of)).description)
+        metadata = {**(description.get("metadata") or {}), "calibration": calibration.plain()}
+        description |= {"version": tag.partition(":")[2], "creation_time": datetime.now(UTC).isoformat(),
+                        "metadata": metadata}  # fmt: skip
+        with self.arriving(tag) as model:
+            shutil.copytree(self.path(calibration.of), model, dirs_exist_ok=True)
+            (model / DESCRIPTION).write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), "utf-8")
+        if was_latest:
+            with disk("written"):
+                self._make_latest(tag)
         return tag
 
     def add_folder(self, folder: Path, model_version: str | None = None, *, latest: bool = True) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from celestial_backend.database import Database
@@ -22,14 +23,14 @@ from celestial_backend.errors import ModelError
 from celestial_backend.features.embedder import SIDE_PX, convolutions, weights_file
 from celestial_backend.labels import some
 from celestial_backend.models import headed
-from celestial_backend.models.classifier import INDEPENDENT, MADE_FROM, own_hooks, read_parts
+from celestial_backend.models.classifier import INDEPENDENT, MADE_FROM, own_hooks, read_parts, temperature_in
 from celestial_backend.models.embedders import StoredNetwork, open_embedder
 from celestial_backend.models.headed import GENERAL, Head, HeadsModel
 from celestial_backend.models.registry import Registry
-from celestial_backend.models.saved import Saved, version
+from celestial_backend.models.saved import CUSTOM, DESCRIPTION, Saved, version
 from celestial_backend.models.store import ModelStore
 from celestial_backend.pictures import hooks
-from celestial_backend.pictures.hooks import Both, EachByItself, Middle, Postprocess
+from celestial_backend.pictures.hooks import Both, Calibrated, EachByItself, Middle, Postprocess
 from celestial_backend.planets import network
 from celestial_backend.settings import Settings
 from celestial_backend.state import reason
@@ -83,14 +84,39 @@ def export(settings: Settings, tag: str, file: Path, control: str | None = None)
 
 
 def _write_network(folder: Path, tag: str, file: Path) -> str:
-    """Export a network as it is; one of ours that another Python has saved, with code that this Python has pickled."""
+    """
+    Export a network as it is; one of ours that another Python has saved, with code that this Python has pickled.
+
+    One that is calibrated gets a postprocess that does so itself, as nobody else reads our record of it.
+    """
     saved = Saved(tag, folder)
-    own = own_hooks(saved)
+    own, temperature = own_hooks(saved), temperature_in(saved)
+    if own is None and temperature is not None:
+        with tempfile.TemporaryDirectory() as place:
+            shutil.copytree(folder, Path(place).joinpath(*tag.split(":")))
+            _calibrate_inside(Saved(tag, Path(place).joinpath(*tag.split(":"))), temperature)
+            return _write(Path(place), tag, file)
     if own is None or saved.of_this_python:
         return _write(folder.parents[1], tag, file)
     with tempfile.TemporaryDirectory() as place:
         Registry(Path(place)).add(tag, folder, *own, dict(saved.metadata))
         return _write(Path(place, "models"), tag, file)
+
+
+def _calibrate_inside(saved: Saved, temperature: float) -> None:
+    """Write a postprocess that is calibrated into a copy of a model; runs code of whoever saved it."""
+    import cloudpickle
+
+    custom = saved.custom_objects()
+    custom["postprocess"] = Calibrated(custom["postprocess"], temperature)
+    told = dict(saved.description)
+    told["metadata"] = {**saved.metadata, "calibration": {**saved.metadata["calibration"], "inside": True}}
+    cloudpickle.register_pickle_by_value(hooks)
+    try:
+        (saved.folder / CUSTOM).write_bytes(cloudpickle.dumps(custom))
+    finally:
+        cloudpickle.unregister_pickle_by_value(hooks)
+    (saved.folder / DESCRIPTION).write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def _chosen(model: HeadsModel, base: str, control: str | None) -> Head:

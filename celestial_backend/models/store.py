@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import tempfile
 import threading
 import time
@@ -26,6 +27,7 @@ from celestial_backend.models.classifier import Classifier, Model
 from celestial_backend.models.embedders import open_embedder
 from celestial_backend.models.families import FAMILIES, Needs, family_of
 from celestial_backend.models.kept import SharedRegistry
+from celestial_backend.models.manifest import Calibration
 from celestial_backend.models.pointers import Pointer, Pointers
 from celestial_backend.planets import network
 from celestial_backend.settings import MODEL_NAME, Settings, project_of, project_parts
@@ -211,7 +213,7 @@ class ModelStore:
             ModelNotFoundError: The store does not hold the model.
             StateError: The database cannot be written.
         """
-        self._held(tag)
+        self.held(tag)
         if within is None:
             self._wanted_now()  # nobody waits for an import in a transaction
             with self._database.writing(project) as transaction:
@@ -244,6 +246,21 @@ class ModelStore:
         kept.check_size(archive)
         self.check_exported(archive)
         return kept.add(self.registry, archive, self._database)
+
+    def add_calibrated(self, calibration: Calibration) -> tuple[str, bool]:
+        """
+        Put a calibrated copy of a model from outside into the store, and into the database for all other machines.
+
+        Returns:
+            Its tag, and whether the database has it; it takes no model that is too large.
+
+        Raises:
+            ModelError: The store cannot be written.
+            StateError: The database cannot be written.
+        """
+        name, _, number = calibration.of.partition(":")
+        tag = self.registry.add_calibrated(f"{name}:{number[:40]}-calibrated-{secrets.token_hex(4)}", calibration)
+        return tag, kept.keep_small(self.registry, tag, self._database)
 
     def prune(self, project: str) -> list[str]:
         """
@@ -415,9 +432,15 @@ class ModelStore:
     def _resolve(self, wanted: str) -> str:
         name, _, number = wanted.partition(":")
         latest = self.registry.latest(name) if number == "latest" else None
-        return f"{name}:{latest}" if latest else self._held(wanted)
+        return f"{name}:{latest}" if latest else self.held(wanted)
 
-    def _held(self, tag: str) -> str:
+    def held(self, tag: str) -> str:
+        """
+        A tag, if the store holds its model.
+
+        Raises:
+            ModelNotFoundError: It does not; the message says which it holds.
+        """
         if not self.registry.holds(tag):
             name = tag.partition(":")[0]
             held = ", ".join(f"{name}:{each}" for each in self.registry.versions(name)) or "none of that name"
@@ -460,7 +483,7 @@ class ModelStore:
 
     def _network(self, tag: str) -> Classifier:
         """Another model, which is to be a network."""
-        classifier.check_files(tag, self.registry.path(self._held(tag)))
+        classifier.check_files(tag, self.registry.path(self.held(tag)))
         return cast("Classifier", self.model(tag))
 
     def _warm_up(self) -> None:

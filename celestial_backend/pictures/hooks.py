@@ -27,6 +27,7 @@ LEAST_SPREAD = 0.02  # between the two, so that next to nothing is not blown up
 FAINT = 3.0  # grey levels: below this difference there is nothing to find
 USUAL_PX = (72, 72)
 LOOK_PX = 1024  # a picture of numbers is looked at in no more rows and columns, to find its range
+LEAST_SHARE = 1e-7  # a probability of 0 may be any below it, as numbers are rounded
 NO_NUMBER = 1e30  # what is as large stands for a missing value, as infinity and NaN do
 RARE = 0.001  # so many of the numbers may be far off, as hot pixels and missing values are
 FAINTEST = 16  # a picture in less than this part of its range would be left with a few dark shades
@@ -301,3 +302,34 @@ class EachByItself:
     def batch(self, logits: ArrayLike) -> NDArray[np.float64]:
         """Those for N images, shape (N, K)."""
         return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64))))
+
+
+def tempered(rows: ArrayLike, temperature: float) -> NDArray[np.float64]:
+    """
+    Probabilities that are less sure, or surer, in the same order.
+
+    Args:
+        rows: Shape (N, K), each 1 together; they may be 0 and 1.
+        temperature: Divides their logarithms: above 1 makes them less sure.
+
+    Returns:
+        Shape (N, K); rows sum to 1, those without a finite number to NaN.
+    """
+    logs = np.log(np.clip(np.asarray(rows, np.float64), LEAST_SHARE, None)) / temperature
+    values = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return np.asarray(values / values.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A model's own postprocess, whose probabilities are then brought to a temperature; as safe to share as that is."""
+
+    postprocess: Callable[[Any], Any]
+    temperature: float
+
+    def __call__(self, outputs: Any) -> dict[str, Any]:
+        """The prediction for one image, as `postprocess` names it."""
+        answer = self.postprocess(outputs)
+        given = answer["probabilities"]
+        row = tempered([[float(value) for value in given.values()]], self.temperature)[0]
+        return {**answer, "probabilities": dict(zip(given, row.tolist(), strict=True))}

@@ -127,10 +127,10 @@ def hooks(metadata: Mapping[str, Any]) -> tuple[Preprocess, Postprocess] | None:
     Raises:
         ModelLoadError: A later release has saved it, whose `Preprocess` gives other numbers.
     """
-    from_nothing = is_taught(metadata) and metadata.get("from_scratch") is True
-    versions, size_px = metadata.get("versions"), USUAL_PX if from_nothing else metadata.get("size_px")
-    classes = metadata.get("classes")
-    if not from_nothing and not (isinstance(versions, dict) and "celestial_backend" in versions):
+    taught, classes = is_taught(metadata), metadata.get("classes")
+    from_nothing = taught and metadata.get("from_scratch") is True
+    size_px = USUAL_PX if from_nothing else metadata.get("size_px")
+    if not from_nothing and not _names_us(metadata.get("versions")):
         return None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return None
@@ -145,10 +145,18 @@ def hooks(metadata: Mapping[str, Any]) -> tuple[Preprocess, Postprocess] | None:
     return Preprocess((size_px[0], size_px[1])), Postprocess(tuple(classes))
 
 
+def is_ours(metadata: Mapping[str, Any]) -> bool:
+    """Whether this package has trained a network: the default model, or one that an earlier release has taught."""
+    return is_taught(metadata) or _names_us(metadata.get("versions"))
+
+
 def is_taught(metadata: Mapping[str, Any]) -> bool:
     """Whether an earlier release has taught a network a project's labels: from nothing, or from its ``parent``."""
     training = metadata.get("training")
-    versions = training.get("versions") if isinstance(training, dict) else None
+    return _names_us(training.get("versions") if isinstance(training, dict) else None)
+
+
+def _names_us(versions: object) -> bool:
     return isinstance(versions, dict) and "celestial_backend" in versions
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-BINS, EACH = 10, 10  # groups at the most, and answers that each has on average at least
+BINS, EACH = 10, 20  # groups at the most, and answers that each has on average at least
 LEVEL = 0.95  # of the intervals
 DRAWN, SEED = 500, 47  # resamples
 

@@ -81,6 +81,7 @@ def test_what_was_saved_says_the_same(make: object, tmp_path: Path) -> None:
     np.savez(tmp_path / "arrays.npz", **before.arrays())
     with np.load(tmp_path / "arrays.npz", allow_pickle=False) as arrays:
         after = Familiar.from_arrays(dict(arrays), WIDTH)
+    assert after is not None
     vectors, _ = make(6, 30, 3)  # type: ignore[operator]
     assert type(after.measure) is type(before.measure)
     assert after.strangeness(vectors) == pytest.approx(before.strangeness(vectors), abs=0.05)
@@ -90,7 +91,7 @@ def test_both_measures_are_needed() -> None:
     """Each is chosen where it is the better one."""
     chosen = {make.__name__: known_of(*make(6, 60, 2), 5).measure.name for make in (clouds, crescents)}
     assert chosen["crescents"] == "nearest"
-    assert known_of(*clouds(6, 60, 2, spread=0.15), 5).measure.name == "relative"
+    assert isinstance(known_of(*clouds(6, 60, 2, spread=0.15), 5).measure, Relative)
 
 
 @pytest.mark.parametrize("measure", [Nearest, Relative])
@@ -116,6 +117,7 @@ def test_what_was_learned_is_familiar_though_all_pictures_of_a_class_are_nearly_
     known = Familiar.of(vectors, kind_of)
     assert known is not None
     known = Familiar.from_arrays(known.arrays(), WIDTH)
+    assert known is not None
     assert known.strangeness(vectors).max() == 0
     assert known.strangeness(clouds(5, 1, 5)[0][3:]).min() > 0
 
@@ -124,7 +126,7 @@ def test_what_was_learned_is_familiar_though_all_pictures_of_a_class_are_nearly_
 def test_damaged_arrays_are_refused(broken: str) -> None:
     """Whatever part is missing, of another shape, or no number."""
     arrays = known_of(*crescents(6, 40, 2), 5).arrays()
-    assert Familiar.from_arrays(arrays, WIDTH).limit > 0
+    assert Familiar.from_arrays(arrays, WIDTH) is not None
     lost = {name: array for name, array in arrays.items() if name != broken}
     numberless = arrays | {broken: np.full(arrays[broken].shape, np.nan)}
     for damaged in (lost, numberless, arrays | {broken: np.zeros((3, 3, 3))}):
@@ -144,4 +146,25 @@ def test_arrays_that_only_seem_to_fit_are_refused(make: object) -> None:
             for shape in ((*arrays[name].shape, 1), (1, *arrays[name].shape), (2, *arrays[name].shape)):
                 with suppress(ValueError, TypeError):
                     found = Familiar.from_arrays(arrays | {name: np.resize(arrays[name], shape)}, WIDTH)
+                    assert found is not None
                     assert found.strangeness(vectors[:5]).shape == (5,)
+
+
+def test_a_measure_of_old_is_passed_over() -> None:
+    """The model is served, and withholds nothing until it is trained again."""
+    arrays = known_of(*crescents(6, 40, 2), 5).arrays()
+    assert Familiar.from_arrays(arrays | {"measure": np.array("relative")}, WIDTH) is None
+    with pytest.raises(ValueError, match="a measure that is known"):
+        Familiar.from_arrays(arrays | {"measure": np.array("absolute")}, WIDTH)
+
+
+def test_what_differs_where_nothing_learned_does_is_strange() -> None:
+    """A picture of a wholly other kind lies beside the axes along which the learned ones differ."""
+    rng, kind_of = np.random.default_rng(3), np.repeat(np.arange(4), 40)
+    flat = np.zeros((160, 256), np.float32)
+    flat[:, :16] = np.eye(4, 16)[kind_of] + rng.normal(scale=0.3, size=(160, 16))
+    vectors = unit(flat + rng.normal(scale=0.01, size=flat.shape).astype(np.float32))
+    beside = np.zeros((20, 256), np.float32)
+    beside[:, 100:] = rng.normal(size=(20, 156))
+    found = Relative.of(vectors, kind_of)
+    assert found.distance(unit(beside)).min() > np.quantile(found.distance(vectors), 0.98)

@@ -237,6 +237,18 @@ def test_probabilities_are_those_of_being_right(each: int, apart: float) -> None
     assert np.mean(sure) == pytest.approx(np.mean(right), abs=0.1), f"{sure} {right}"
 
 
+def test_a_temperature_makes_as_sure_as_right() -> None:
+    """On average, and of a hundred right answers no surer than Laplace's rule."""
+    rng = np.random.default_rng(2)
+    logits = 9 * rng.normal(size=(400, 3))
+    right = logits.argmax(axis=1)
+    right[:100] = (right[:100] + 1) % 3
+    found = heads.probabilities(logits / heads.temperature(logits, np.eye(3)[right]), multiple=False)
+    assert found.max(axis=1).mean() == pytest.approx(0.75, abs=0.01)
+    all_right = heads.temperature(logits[:100], np.eye(3)[logits[:100].argmax(axis=1)])
+    assert heads.probabilities(logits[:100] / all_right, multiple=False).max(axis=1).mean() <= 101 / 102
+
+
 def test_a_few_labels_do_not_make_sure() -> None:
     """Six labels that were all said right are no proof of certainty: a wrong answer is seldom sure."""
     lost = []
@@ -298,7 +310,7 @@ def test_pictures_that_are_all_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "most"),
-    [pytest.param((30, 30), 10, id="few"), pytest.param((2, 3, 50), 10, id="uneven"), pytest.param((200, 100), 5)],
+    [pytest.param((30, 30), 20, id="few"), pytest.param((2, 3, 50), 20, id="uneven"), pytest.param((900, 100), 5)],
 )
 def test_folds_share_out_each_choice(counts: tuple[int, ...], most: int) -> None:
     """Each fold has as many rows of a choice as any other, give or take one; and of all rows."""
