@@ -145,23 +145,20 @@ class Desk(ProjectLabels):
 
     def _landed(self, pending: PendingTasks, rows: Rows) -> int:
         """Import predictions, each once; what an import without an answer has left behind is looked at first."""
-        deadline, wanted = time.monotonic() + PATIENCE_S, len(rows)
-        meanwhile: int | None = None
-        while rows:
-            still = pending.still(list(rows))
-            if meanwhile is None:
-                meanwhile = len(rows) - len(still)
-            rows = {task: row for task, row in rows.items() if task in still}
+        deadline, wanted = time.monotonic() + PATIENCE_S, pending.still(list(rows))
+        left = wanted
+        while left:
             try:
-                if rows:
-                    pending.send(rows)
-                break
+                pending.send({task: rows[task] for task in left})
             except ImportFailedError as failure:
                 if not failure.may_pass or time.monotonic() >= deadline:
                     raise
                 logger.warning("%s Looking what has come of it, and trying again.", failure)
                 time.sleep(PAUSE_S)
-        return wanted - (meanwhile or 0)
+            else:
+                return len(wanted) - len(pending.still(list(wanted)))
+            left = pending.still(list(wanted))
+        return len(wanted)
 
 
 def _read(page: Any) -> list[dict[str, Any]]:

@@ -341,7 +341,7 @@ def _start(
     from scipy.stats import binom
 
     limits = _limits(sizes, counts, shares, STILL_OPEN * (sizes - counts), error, of, total, chance)
-    if (limits < 0).all():
+    if hopeless := bool((limits < 0).all()):
         limits = _limits(sizes, counts, shares, sizes - counts, error, of, total, chance)
     rates = np.clip(pessimism * (1 - np.asarray(scores, float)), LEAST_RATE * error, 1)
     edges = np.cumsum(sizes).astype(int)
@@ -354,7 +354,7 @@ def _start(
         for first in range(len(sizes))
     ]
     best = int(np.argmax(gains))
-    return best, gains[best]
+    return best, 0.0 if hopeless else gains[best]
 
 
 def _limits(

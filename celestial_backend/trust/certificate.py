@@ -77,6 +77,9 @@ def _label_all(outcome: Outcome) -> Iterator[str]:
     if not outcome.open:
         yield "There is nothing to finish."
         return
+    if not outcome.predicted:
+        yield "Label a few pictures of each choice, wait for the training, and run finish again."
+        return
     yield (
         f"That is too few: to promise {share(outcome.error)}, more of them would have to be labelled for the audit than"
         " could be accepted afterwards. Label them all, or allow a larger --error."

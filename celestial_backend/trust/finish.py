@@ -176,9 +176,12 @@ class Certificates:
         if kept is None or kept[0].state == GIVEN_UP or wish.anew:
             if kept is not None and kept[0].state == OPEN:
                 self._kept.give_up(kept[0])
+            if kept is not None and kept[0].state in (OPEN, GIVEN_UP):
+                self._show_again(kept[0])
             return self._first(about, choices, wish)
         audit, facts = kept
         _same(audit, wish)
+        _see_choices(audit, choices)
         if audit.state == OPEN:
             return self._look(about, choices, audit, wish)
         return self._accept(about, choices, audit, facts, wish)
@@ -281,6 +284,16 @@ class Certificates:
                 break
         return others
 
+    def _show_again(self, audit: Audit) -> None:
+        """Take empty predictions away from tasks of an audit that was given up, so that they are predicted again."""
+        found = {number: task for number, task in self._desk.chosen(audit.tasks).items() if not task["annotations"]}
+        empty = {
+            number: [each["id"] for each in task["predictions"]
+                     if not each["result"] and (_is_ours(each["version"]) or each["version"] == _audit_version(audit))]
+            for number, task in found.items()
+        }  # fmt: skip
+        self._desk.remove(empty, whole=[each for each in empty if len(empty[each]) == len(found[each]["predictions"])])
+
     # The labels
 
     def _look(self, about: About, choices: ChoiceMap, audit: Audit, wish: Wish) -> Outcome:
@@ -345,6 +358,11 @@ class Certificates:
     ) -> Outcome:  # fmt: skip
         """Write what was accepted, unless that is done; look again whether the labels still allow it."""
         how = ANNOTATIONS if wish.annotate else PREDICTIONS
+        if wish.annotate and audit.control and len(choices.controls) > 1:
+            raise SettingsError(
+                f"Annotations would have no answer but to {short(audit.control)}, and the config asks for more. Leave"
+                " --annotate away, and people find what was accepted as predictions."
+            )
         accepted, done, written = set(facts["accepted"]), list(facts["how"]), 0
         labels = self._labels(audit, choices)
         verdict = judge(audit, labels.right, accepted)
@@ -501,6 +519,18 @@ def _same(audit: Audit, wish: Wish) -> None:
             f"Audit {audit.number} has {len(audit.tasks)} tasks already. --more draws more once they are labelled;"
             " --new draws another audit."
         )
+
+
+def _see_choices(audit: Audit, choices: ChoiceMap) -> None:
+    """See that what was said at the draw can still be said."""
+    offered = {each.from_name: set(each.choices) for each in choices.controls}
+    for said in audit.said:
+        for control, chosen in said.items():
+            if not set(chosen) <= offered.get(control, set()):
+                raise LabelConfigError(
+                    f"The label config has no {short(control)} with {some(chosen)} any more, which audit {audit.number}"
+                    " is about. Put it back, or draw another audit with --new."
+                )
 
 
 def _said(answer: Any, choices: ChoiceMap, control: str) -> tuple[dict[str, list[str]], float]:
