@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PARTS = (  # of tasks, annotations and predictions alike
     "id,data,annotations,predictions,result,was_cancelled,ground_truth,completed_by,parent_prediction,created_at,"
-    "updated_at,lead_time,import_id,bulk_created,score,model_version"
+    "updated_at,updated_by,lead_time,import_id,bulk_created,score,model_version"
 )
 PATIENCE_S = 10.0  # a person waits for the report
 

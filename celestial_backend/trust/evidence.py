@@ -19,7 +19,7 @@ from celestial_backend.trust.trial import PLANTED, Trial, Unshown
 
 SHOWN, UNPREDICTED = "shown", "unpredicted"  # beside WITHHELD, AUDITED and PLANTED of `trial`
 IMPORTED, AT_ONCE = "imported", "made for many tasks at once"
-FROM_PREDICTIONS, BY_PROGRAM = "made of predictions, without a look", "submitted by a program"
+FROM_PREDICTIONS = "made of predictions, without a look"
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,12 @@ def _given(
 
 
 def _no_judgement(annotation: Mapping[str, Any]) -> str:
-    """Why an annotation is not what a person thought of the picture, "" if it is: the editor tells time and origin."""
+    """
+    Why an annotation is not what a person thought of the picture, "" if it is.
+
+    The editor tells time and origin, and what is submitted in somebody's name has them as the last who changed it;
+    what Label Studio makes in bulk has none of it.
+    """
     if annotation.get("was_cancelled"):
         return ""  # counted with the others that were skipped
     if is_certified(annotation):
@@ -153,9 +158,9 @@ def _no_judgement(annotation: Mapping[str, Any]) -> str:
         return IMPORTED
     if annotation.get("bulk_created"):
         return AT_ONCE
-    if annotation.get("lead_time") is not None or origins(annotation):
+    if annotation.get("lead_time") is not None or annotation.get("updated_by") is not None or origins(annotation):
         return ""
-    return BY_PROGRAM if annotation.get("parent_prediction") is None else FROM_PREDICTIONS
+    return IMPORTED if annotation.get("parent_prediction") is None else FROM_PREDICTIONS
 
 
 def _answer(

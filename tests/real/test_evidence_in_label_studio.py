@@ -57,7 +57,10 @@ def test_report_of_a_real_label_studio(label_studio: LabelStudioServer, monkeypa
     bulk = {"selectedItems": {"all": False, "included": [seen[3]]}}
     label_studio.api("POST", f"/api/dm/actions?id=predictions_to_annotations&project={project}", json=bulk)
     answer(seen[4], "Mars", "prediction", was_cancelled=True)
-    answer(seen[4], "Venus", None, lead_time=None, completed_by=judge)
+    answer(seen[4], "Venus", None, lead_time=None, completed_by=judge)  # of another page than Label Studio's
+    imported = {"result": [region("Moon")], "ground_truth": False, "completed_by": judge}
+    rows = [{"data": {"image": IMAGE}, "annotations": [imported]}]
+    label_studio.api("POST", f"/api/projects/{project}/import", json=rows)
     truth = answer(seen[5], "Mars", "prediction")
     label_studio.api("PATCH", f"/api/annotations/{truth}/", json={"ground_truth": True})
     answer(unseen[0], "Moon", "manual")
@@ -71,20 +74,22 @@ def test_report_of_a_real_label_studio(label_studio: LabelStudioServer, monkeypa
         (seen[0], "Venus", SHOWN, mars, VERSION, False),
         (seen[1], "Mars", SHOWN, mars, VERSION, False),
         (seen[2], "Moon", SHOWN, mars, VERSION, False),
+        (seen[4], "Venus", SHOWN, mars, VERSION, False),
         (seen[5], "Mars", SHOWN, mars, VERSION, True),
         (unseen[0], "Moon", WITHHELD, mars, VERSION, False),
         (unseen[0], "Mars", WITHHELD, mars, VERSION, False),
     ], key=lambda row: row[0])  # fmt: skip
-    assert {each.seconds for each in found.given} == {2.5}
+    assert {each.seconds for each in found.given} == {2.5, None}
     assert found.people == {"1": label_studio.user, str(judge): "judge@example.com"}
 
     done = CliRunner().invoke(main, ["report", "--project", str(project), "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert (told["title"], told["tasks"], told["labelled"], told["annotators"]) == ("judged", 40, 4, 2)
-    assert told["controls"][0]["labels"] == {SHOWN: 4, WITHHELD: 2}
+    assert (told["title"], told["tasks"], told["labelled"], told["annotators"]) == ("judged", 41, 5, 2)
+    assert told["controls"][0]["labels"] == {SHOWN: 5, WITHHELD: 2}
     assert told["left_out"] == {
-        "made of predictions, without a look": 2, "marked as ground truth": 1, "skipped by the annotator": 1,
+        "imported": 1, "made of predictions, without a look": 1, "marked as ground truth": 1,
+        "skipped by the annotator": 1,
     }  # fmt: skip
 
     empty = label_studio.create_project("empty")

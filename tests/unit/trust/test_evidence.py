@@ -135,7 +135,7 @@ def test_who_saw_what(
         (given("Mars", import_id=9), "imported"),
         (given("Mars", bulk_created=True), "made for many tasks at once"),
         (given("Mars", origin=None, lead_time=None, parent_prediction=3), "made of predictions, without a look"),
-        (given("Mars", origin=None, lead_time=None), "submitted by a program"),
+        (given("Mars", origin=None, lead_time=None), "imported"),
         (given("Mars", was_cancelled=True), "skipped by the annotator"),
         (given("Vulcan"), "with a choice that the label config does not offer"),
         (given(), "without a choice"),
