@@ -45,24 +45,26 @@ class Interval:
         return Interval(-self.value, -self.high, -self.low, self.n, self.tasks)
 
 
-def share(hits: Sequence[bool], tasks: Sequence[Hashable]) -> Interval | None:
+def share(hits: Sequence[bool], tasks: Sequence[Hashable], weights: Sequence[float] | None = None) -> Interval | None:
     """
     The share of labels that are hits, by Wilson's interval for as many labels as the tasks are worth.
 
     Args:
         hits: Of each label.
         tasks: The task of each label.
+        weights: How much each label counts, above 0; without them all count the same.
 
     Returns:
         None without a label.
     """
     if not hits:
         return None
-    place = np.unique(np.asarray(_numbers(tasks)), return_inverse=True)[1]
-    of_task, good = np.bincount(place), np.asarray(np.bincount(place, np.asarray(hits, float)), float)
-    n, count = int(of_task.sum()), len(of_task)
-    value = float(good.sum() / n)
-    low, high = wilson(value, _worth(value, of_task, good), None if count == n else count - 1)
+    weighed = np.ones(len(hits)) if weights is None else np.asarray(weights, float)
+    place, good = np.array(_numbers(tasks)), np.asarray(hits, float)
+    n, count = len(hits), int(place.max()) + 1
+    right, wrong = float(weighed @ good), float(weighed @ (1 - good))
+    value = right / (right + wrong)  # exactly 1 where all are hits
+    low, high = wilson(value, _worth(value, good, weighed, place), None if count == n else count - 1)
     return Interval(value, low, high, n, count)
 
 
@@ -245,14 +247,17 @@ def _beyond_chance(of: Callable[[Floats], tuple[float, float]], tasks: int, n: i
                     tasks)  # fmt: skip
 
 
-def _worth(value: float, of_task: NDArray[Any], good: Floats) -> float:
-    """How many labels, each of a task of its own, would tell as much."""
-    n, count = float(of_task.sum()), len(of_task)
-    if count == n:
-        return n
-    least = n * n / float((of_task.astype(float) ** 2).sum())  # as if all labels of a task were the same
-    spread = float(((good - value * of_task) ** 2).sum()) * count / max(1, count - 1) / n**2
-    return float(np.clip(value * (1 - value) / spread, least, n)) if spread > 0 and 0 < value < 1 else least
+def _worth(value: float, good: Floats, weights: Floats, place: NDArray[Any]) -> float:
+    """How many labels that all count the same, each of a task of its own, would tell as much."""
+    whole = float(weights.sum()) ** 2
+    most = whole / float(weights @ weights)
+    of_task = np.bincount(place, weights)
+    if len(of_task) == len(place):
+        return most
+    least = whole / float(of_task @ of_task)  # as if all labels of a task were the same
+    apart = np.bincount(place, weights * (good - value))
+    spread = float(apart @ apart) * len(of_task) / max(1, len(of_task) - 1) / whole
+    return float(np.clip(value * (1 - value) / spread, least, most)) if spread > 0 and 0 < value < 1 else least
 
 
 def _numbers(tasks: Sequence[Hashable]) -> list[int]:

@@ -217,18 +217,18 @@ class _OfControl:
     # What a pre-label does
 
     def _compared(self, name: str, labels: Sequence[Given], least: int) -> Compared:
-        seen = [each for each in labels if each.arm == SHOWN]
         unseen = [each for each in labels if each.arm == WITHHELD]
+        seen, weights = _weighed([each for each in labels if each.arm == SHOWN], unseen)
         shown = _share(seen, lambda each: each.kept,
                        "Where people saw what the model said, {share} agreed with it ({span}; {n} labels).",
-                       "tasks with a pre-label", least)  # fmt: skip
+                       "tasks with a pre-label", least, weights)  # fmt: skip
         withheld = _share(unseen, lambda each: each.kept,
                           "Where it was withheld from them, {share} agreed with it ({span}; {n} labels).",
                           WITHOUT if unseen else f"{WITHOUT}. {CONTROL_REMEDY}", least)  # fmt: skip
         if shown.value is None or withheld.value is None:
             lacking = withheld if withheld.value is None else shown
             return Compared(name, shown, withheld, lacking, lacking)
-        one, other = _interval(seen), _interval(unseen)
+        one, other = _interval(seen, weights), _interval(unseen)
         return Compared(name, shown, withheld, _difference(difference(one, other)), _unlooked(one, other))
 
     def _compared_by(self, group: Callable[[Given], str | None]) -> tuple[Compared, ...]:
@@ -396,15 +396,29 @@ def _none(why: str, n: int = 0, missing: int = 0) -> Figure:
                   missing=missing)  # fmt: skip
 
 
-def _interval(labels: Sequence[Given]) -> Interval:
-    found = share([each.kept for each in labels], [each.task for each in labels])
+def _weighed(seen: Sequence[Given], unseen: Sequence[Given]) -> tuple[Sequence[Given], list[float] | None]:
+    """
+    Labels with a pre-label, and how much each counts, so that each version counts as often as among those without.
+
+    Else, once another share is withheld, the versions would be compared and not what people saw.
+    """
+    with_one, without = (Counter(each.version for each in labels) for labels in (seen, unseen))
+    counted = [each for each in seen if without[each.version]]
+    if not counted:
+        return seen, None
+    return counted, [without[each.version] / with_one[each.version] for each in counted]
+
+
+def _interval(labels: Sequence[Given], weights: Sequence[float] | None = None) -> Interval:
+    found = share([each.kept for each in labels], [each.task for each in labels], weights)
     assert found is not None  # noqa: S101 - of labels that there are
     return found
 
 
 def _share(
-    labels: Sequence[Given], hit: Callable[[Given], bool], sentence: str, needed: str, least: int = LEAST
-) -> Figure:
+    labels: Sequence[Given], hit: Callable[[Given], bool], sentence: str, needed: str, least: int = LEAST,
+    weights: Sequence[float] | None = None,
+) -> Figure:  # fmt: skip
     """
     The share of some labels that are hits.
 
@@ -414,8 +428,9 @@ def _share(
         sentence: With places for `share`, `span` and `n`.
         needed: What must be more, for "about N more ...".
         least: Of so few tasks nothing is told.
+        weights: How much each label counts.
     """
-    found = share([hit(each) for each in labels], [each.task for each in labels])
+    found = share([hit(each) for each in labels], [each.task for each in labels], weights)
     if found is None or found.tasks < least:
         return _none(needed, len(labels), least - (found.tasks if found else 0))
     return _told(found, sentence.format(share=percent(found.value), span=_span(found), n=found.n))

@@ -134,6 +134,18 @@ def test_only_what_was_made_under_the_same_conditions_is_compared() -> None:
     assert told.kept.value == pytest.approx(1 / 6)
 
 
+def test_another_share_that_is_withheld_is_not_taken_for_what_people_do() -> None:
+    """A poor version of which a tenth was withheld, and then a good one of which a half was."""
+
+    def part(version: str, start: int, every: int, wrong: int) -> list[Given]:
+        return [label(task, "Moon" if task // every % wrong == 0 else "Mars", arm=SHOWN if task % every else WITHHELD,
+                      version=version) for task in range(start, start + 1000)]  # fmt: skip
+
+    told = of(part("v1", 0, 10, 2) + part("v2", 1000, 2, 10)).compared
+    assert told.difference.value == pytest.approx(0, abs=0.01)
+    assert told.shown.value == pytest.approx(told.withheld.value, abs=0.01)
+
+
 def test_groups_are_told_apart() -> None:
     """By what was said, how surely, and to whom."""
     given = [
