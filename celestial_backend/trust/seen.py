@@ -63,8 +63,8 @@ def see(settings: Settings, store: ModelStore, studio: Studio, images: ImageRead
     made, labelled = project.made(), set(project.labelled())
     reader = Reader(images, store.features, live.spaces(), settings.fetch_threads)
     failed = dict[int, str]()
-    wanted = list(_pictures(project.tasks(), labelled, most, choices.data_keys, failed))
-    reader.read(wanted)
+    wanted: list[Wanted] = []
+    reader.read(_noted(_pictures(project.tasks(), labelled, most, choices.data_keys, failed), wanted))
     failed |= {each.task_id: each.problem for each in wanted if each.problem}
     read = [each for each in wanted if each.picture is not None]
     first = {each.task_id: each.picture for each in reversed(read) if each.picture is not None}
@@ -74,6 +74,13 @@ def see(settings: Settings, store: ModelStore, studio: Studio, images: ImageRead
         dict(zip(first, vectors, strict=True)), _leads(live, choices, reader, read), labelled,
         {task: why for task, why in failed.items() if task not in first}, made, most_choices,
     )  # fmt: skip
+
+
+def _noted(pictures: Iterable[Wanted], noted: list[Wanted]) -> Iterator[Wanted]:
+    """Pictures one by one: a task may hold a whole one, which is let go once it was read."""
+    for each in pictures:
+        noted.append(each)
+        yield each
 
 
 def _pictures(
