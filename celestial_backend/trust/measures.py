@@ -349,7 +349,7 @@ class _OfControl:
 
 def percent(value: float) -> str:
     """A share for people; one digit more where that tells something."""
-    digits = 1 if 0 < abs(value) < 0.0995 or 0 < 1 - abs(value) < 0.0195 else 0
+    digits = 1 if 0 < abs(value) < 0.0995 or 0 < 1 - abs(value) < 0.0995 else 0
     return f"{100 * value:.{digits}f} %"
 
 
