@@ -314,7 +314,7 @@ def drift(evidence: Evidence, album: Album) -> Drift:
         learned, vectors, new, others = learned[:half], vectors[:half], learned[half:], vectors[half:]
     kinds = {choices: number for number, choices in enumerate(sorted({labels[task] for task in learned}, key=sorted))}
     classes = np.array([kinds[labels[task]] for task in learned], int)
-    known = Familiar.of(vectors, classes) if len(new) >= NEW_LEAST else None
+    known = Familiar.nearest(vectors, np.zeros(len(vectors), int)) if min(len(new), len(vectors)) >= NEW_LEAST else None
     if known is None:
         return Drift(Figure(
             "It cannot be told yet whether new pictures are like those that were labelled: it needs labels of two"
