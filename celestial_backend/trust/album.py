@@ -296,7 +296,7 @@ def twins(evidence: Evidence, album: Album) -> list[Twins]:
 
 def drift(evidence: Evidence, album: Album) -> Drift:
     """
-    Whether new pictures are like those that were labelled: as many beyond the familiar as chance gives, or more.
+    Whether new pictures are as near to a labelled one as labelled ones are to each other, or more are farther away.
 
     New are the tasks without a label; where there are few of them, the later half of the labelled ones, against the
     earlier half.
@@ -312,15 +312,13 @@ def drift(evidence: Evidence, album: Album) -> Drift:
     if len(new) < NEW_LEAST:
         half, who = len(learned) // 2, "pictures that were labelled last"
         learned, vectors, new, others = learned[:half], vectors[:half], learned[half:], vectors[half:]
-    kinds = {choices: number for number, choices in enumerate(sorted({labels[task] for task in learned}, key=sorted))}
-    classes = np.array([kinds[labels[task]] for task in learned], int)
-    known = Familiar.nearest(vectors, np.zeros(len(vectors), int)) if min(len(new), len(vectors)) >= NEW_LEAST else None
-    if known is None:
+    if min(len(new), len(learned)) < NEW_LEAST:
         return Drift(Figure(
-            "It cannot be told yet whether new pictures are like those that were labelled: it needs labels of two"
-            f" choices that look different, and {NEW_LEAST} other pictures.",
+            "It cannot be told yet whether new pictures are like those that were labelled: it needs"
+            f" {NEW_LEAST} labelled pictures, and as many others.",
             n=len(new),
         ))  # fmt: skip
+    known = Familiar.nearest(vectors, np.zeros(len(vectors), int))  # which no picture is too far away for
     return _drift(new, known.strangeness(others), who)
 
 
