@@ -187,20 +187,32 @@ def _ranked(
 
 
 def _typical(points: Floats, labelled: Sequence[int] | NDArray[np.integer], first: int) -> Iterator[int]:
-    """The rows of typical pictures without a label, until so many are chosen or labelled."""
+    """
+    The rows of typical pictures without a label, until so many are chosen or labelled.
+
+    A cluster that is much larger than the others gets another one before the smallest gets its first: a kind whose
+    pictures are all alike is one cluster, however many there are.
+    """
     chosen, count = [int(row) for row in labelled], 0
-    while len(chosen) < min(first, len(points)):
+    wanted = min(first, len(points))
+    while len(chosen) < wanted:
         count = min(count + STEP, len(points))
         cluster = _clusters(points, count)
         sizes, covered = np.bincount(cluster, minlength=count), np.bincount(cluster[chosen], minlength=count)
-        for one in np.argsort(-sizes, kind="stable"):
-            if sizes[one] and not covered[one] and len(chosen) < first:
-                members = np.flatnonzero(cluster == one)
-                row = int(members[_spread(points[members]).argmin()])
-                chosen.append(row)
-                yield row
-        if count == len(points):
-            return  # more are the same picture again
+        for _ in range(min(STEP, wanted - len(chosen))):
+            one = int(np.where(covered < sizes, sizes / (1 + 2 * covered), -1).argmax())  # Sainte-Laguë's quotients
+            members = np.flatnonzero(cluster == one)
+            chosen.append(_next_of(points, members[~np.isin(members, chosen)], members[np.isin(members, chosen)]))
+            covered[one] += 1
+            yield chosen[-1]
+
+
+def _next_of(points: Floats, members: NDArray[np.integer], chosen: NDArray[np.integer]) -> int:
+    """The most typical of a cluster's members; where some were chosen, of the half that is farther from them."""
+    if len(chosen):
+        alike = (points[members] @ points[chosen].T).max(axis=1)
+        members = members[alike <= np.median(alike)]
+    return int(members[_spread(points[members]).argmin()])
 
 
 def _apart(points: Floats, rows: NDArray[np.integer], count: int) -> NDArray[np.integer]:
