@@ -97,7 +97,10 @@ def _to_label(outcome: Outcome) -> Iterator[str]:
     else:
         yield f"Audit {outcome.number}: {outcome.labelled} of {outcome.drawn} tasks are labelled; {missing} to go."
         yield "What the labels say is told when all are there; an earlier look would make the certificate worthless."
-    yield f"Let people label them, without a pre-label, in the tab 'Audit {outcome.number}': {tab_link(outcome)}"
+    yield (
+        f"Let people open the tab 'Audit {outcome.number}' and press 'Label Tasks As Displayed', beside 'Label All"
+        f" Tasks': {tab_link(outcome)}"
+    )
     yield f"Then run again: finish --project {outcome.project}"
 
 
