@@ -12,6 +12,7 @@ its API takes a third of a second for each. With ``--pure`` there is no Label St
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -40,7 +41,7 @@ from celestial_backend.studio.client import Studio
 from celestial_backend.studio.setup import create_project
 from celestial_backend.trust.evidence import SHOWN, Evidence, Given
 from celestial_backend.trust.measures import measure
-from celestial_backend.trust.trial import WITHHELD, Trial
+from celestial_backend.trust.trial import KEY, WITHHELD, Trial
 
 Figures = dict[str, dict[str, Any]]
 Run = Callable[["World", int], Figures]
@@ -272,6 +273,9 @@ class _Through:
         state.mkdir()
         self._studio, self._annotating, self._state = studio, annotating, state
         self._settings = Settings(model_dir=state, label_studio_url=studio.url, label_studio_api_key=studio.token)
+        with Database(self._settings).writing(KEY) as transaction:  # that every series of runs draws the same tasks
+            put = "INSERT INTO secrets (name, value) VALUES (:name, :value)"
+            transaction.run(put, name=KEY, value=hashlib.sha256(b"annotators").hexdigest())
         self._people = [self._person(number) for number in range(World().people)]
 
     def run(self, world: World, seed: int) -> Figures:
