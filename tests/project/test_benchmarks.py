@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -27,6 +28,7 @@ from benchmarks.jobs import Pace, Told
 from benchmarks.learning import learning
 from benchmarks.load import percentile, summary
 from benchmarks.memory import slope
+from benchmarks.order import ORDERS, Album, Annotator, reached
 from benchmarks.report import Ratio, figures, ratios, shown_in, table_of, text_of
 from benchmarks.soak_record import Record, by_minute, deaths, growth, latencies, leftovers, training
 from benchmarks.studio import in_turns
@@ -459,3 +461,16 @@ def test_a_call_that_fails_is_counted_and_not_timed() -> None:
     both = Told([0.001, 0.003])
     both.add(Told([0.002], Counter(StateError=1)))
     assert " ".join(str(both).split()) == "3 x, p50 2.00 ms, p99 3.00 ms, {'StateError': 1}"
+
+
+def test_labels_to_an_aim_are_counted_between_two_trainings() -> None:
+    assert reached([(10, 0.5), (20, 0.9)], 0.7) == pytest.approx(15)
+    assert reached([(10, 0.5), (20, 0.9)], 0.95) is None
+
+
+def test_every_order_gives_each_picture_once_and_none_that_is_labelled() -> None:
+    vectors = np.eye(12, dtype=np.float32)[np.arange(36) % 12]
+    names = np.array(["a", "b", "c"])[np.arange(36) % 3]
+    annotator = Annotator(Album(vectors, names), Album(vectors, names), 1)
+    for order in ORDERS.values():
+        assert sorted(order(annotator, [3, 4], None)) == sorted({*range(30)} - {3, 4})
