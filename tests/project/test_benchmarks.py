@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import annotators, cli, kills, memory
+from benchmarks import annotators, cli, kills, memory, scores
 from benchmarks.album import lay_out
 from benchmarks.bench import Bench, Sizes
 from benchmarks.chart import chart
@@ -33,6 +33,7 @@ from benchmarks.report import Ratio, figures, ratios, shown_in, table_of, text_o
 from benchmarks.soak_record import Record, by_minute, deaths, growth, latencies, leftovers, training
 from benchmarks.studio import in_turns
 from celestial_backend.errors import StateError
+from celestial_backend.features import unit
 from celestial_backend.jobs.ledger import Job
 from celestial_backend.planets.renderer import render
 from tests.support.backend_server import REPOSITORY
@@ -474,3 +475,21 @@ def test_every_order_gives_each_picture_once_and_none_that_is_labelled() -> None
     annotator = Annotator(Album(vectors, names), Album(vectors, names), 1)
     for order in ORDERS.values():
         assert sorted(order(annotator, [3, 4], None)) == sorted({*range(30)} - {3, 4})
+
+
+def test_figures_of_scores() -> None:
+    """Of clouds that lie apart, heads are right and their scores say so; a pair that is left out is found."""
+    rng, middles = np.random.default_rng(1), np.random.default_rng(2).normal(size=(5, 32))
+    names = np.repeat(list("abcde"), 40)
+    parts = [
+        Album(unit((np.repeat(middles, 40, axis=0) + rng.normal(size=(200, 32))).astype(np.float32)), names)
+        for _ in range(2)
+    ]
+    found = scores.of_heads(*parts, 60, 0, 1.0)
+    assert found is not None
+    assert found["right"] > 0.95
+    assert found["error"] == pytest.approx(abs(found["right"] - found["mean score"]), abs=0.06)
+    beyond = scores.of_unknown(*parts, ("a", "b"), 40, 0)
+    assert beyond is not None
+    assert beyond["area"] > 0.95
+    assert beyond["unknown withheld"] > 10 * beyond["known withheld"]

@@ -24,6 +24,7 @@ from benchmarks.annotators import main as annotators
 from benchmarks.cli import main as benchmarks
 from benchmarks.jobs import main as jobs
 from benchmarks.kills import main as kills
+from benchmarks.scores import main as scores
 from celestial_backend.commands.cli import main
 from celestial_backend.labels import ChoiceMap
 from celestial_backend.models.classifier import HOOKS
@@ -69,6 +70,7 @@ OTHER_COMMANDS = {
     "celestial_backend.planets": planets,
     "benchmarks": benchmarks,
     "benchmarks.annotators": annotators,
+    "benchmarks.scores": scores,
     "benchmarks.jobs": jobs,
     "benchmarks.kills": kills,
 }
