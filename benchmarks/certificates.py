@@ -121,7 +121,7 @@ def scenarios() -> Iterator[Scenario]:
 
 
 def measured(scenario: Scenario, runs: int, pool: Any = None) -> dict[str, Any]:
-    """The means of a scenario's runs, and the share of certificates that did not hold."""
+    """The means of a scenario's runs, and the share that ended in a certificate that does not hold."""
     found = list((pool.map if pool else map)(partial(run, scenario), range(runs)))
     return asdict(scenario) | {
         "runs": runs,
@@ -145,7 +145,7 @@ def main(runs: int, output: Path) -> None:
             rows.append(measured(scenario, runs, pool))
             click.echo(json.dumps(rows[-1]))
     (output / FILE).write_text(json.dumps(rows, indent=1) + "\n")
-    click.echo(f"At most {max(row['broken'] for row in rows):.1%} of the certificates of a scenario did not hold.")
+    click.echo(f"At most {max(row['broken'] for row in rows):.1%} of the runs of a scenario ended in a certificate that does not hold.")
 
 
 if __name__ == "__main__":
