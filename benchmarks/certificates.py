@@ -145,7 +145,8 @@ def main(runs: int, output: Path) -> None:
             rows.append(measured(scenario, runs, pool))
             click.echo(json.dumps(rows[-1]))
     (output / FILE).write_text(json.dumps(rows, indent=1) + "\n")
-    click.echo(f"At most {max(row['broken'] for row in rows):.1%} of the runs of a scenario ended in a certificate that does not hold.")
+    worst = max(row["broken"] for row in rows)
+    click.echo(f"At most {worst:.1%} of the runs of a scenario ended in a certificate that does not hold.")
 
 
 if __name__ == "__main__":
