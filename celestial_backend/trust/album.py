@@ -35,6 +35,7 @@ from celestial_backend.studio.labels import ProjectLabels
 from celestial_backend.trust.charts import span
 from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Evidence, Given
 from celestial_backend.trust.figures import Figure
+from celestial_backend.trust.intervals import wilson
 from celestial_backend.trust.measures import percent
 from celestial_backend.trust.suspects import Suspect
 from celestial_backend.trust.suspects import look as doubted
@@ -340,10 +341,11 @@ def again(
         OVERRULED: [given.task for given in sure],
         UNKNOWN: [*strange[:STRANGE_MAX], *_unknown(evidence)],
     }
+    of_kind = {kind: frozenset(tasks) for kind, tasks in kinds.items()}
     found: dict[int, list[str]] = {}
     turns = zip_longest(*kinds.values())
     for task in dict.fromkeys(task for turn in turns for task in turn if task is not None):
-        found[task] = [kind for kind, tasks in kinds.items() if task in tasks]
+        found[task] = [kind for kind, tasks in of_kind.items() if task in tasks]
     urgent = sorted(found, key=lambda task: -len(found[task]))
     return {task: found[task] for task in urgent[:AGAIN_MAX]}
 
@@ -387,7 +389,7 @@ def _piece(
 ) -> Piece:
     mine = [given for given in evidence.given if given.task == task and given.control == control]
     picture, problem = thumbnail(images, task, data, keys[control])
-    said = [_said(given) for given in mine if given.said is not None]
+    said = [_said(given) for given in mine if given.said is not None and given.arm != PLANTED]
     answers = [
         f"{evidence.people.get(given.annotator, given.annotator)}: {named(given.chosen)}"
         + (", without seeing the pre-label" if given.said is not None and given.arm not in (SHOWN, PLANTED) else "")
@@ -469,10 +471,8 @@ def _drift(new: Sequence[int], strangeness: NDArray[np.float64], who: str) -> Dr
 
 
 def _share(hits: NDArray[np.bool_]) -> Figure:
-    from scipy.stats import binomtest
-
-    found = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return Figure("", float(hits.mean()), float(found.low), float(found.high), len(hits))
+    share = float(hits.mean())
+    return Figure("", share, *wilson(share, len(hits)), len(hits))
 
 
 def _overruled(evidence: Evidence) -> list[Given]:
@@ -480,7 +480,7 @@ def _overruled(evidence: Evidence) -> list[Given]:
     truths = {(each.task, each.control): each.chosen for each in evidence.given if each.truth}
     found = [
         given for given in evidence.given
-        if given.said is not None and given.chosen and given.chosen != given.said
+        if given.said is not None and given.arm != PLANTED and given.chosen and given.chosen != given.said
         and truths.get((given.task, given.control), given.chosen) != given.said
     ]  # fmt: skip
     return sorted(found, key=lambda given: -(given.confidence or 0.0))

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from celestial_backend.trust.intervals import LEVEL, wilson
+
 Floats = NDArray[np.float64]
 BINS, EACH = 10, 20  # groups at the most, and answers that each has on average at least
-LEVEL = 0.95  # of the intervals
 DRAWN, SEED = 500, 47  # resamples
 
 
@@ -72,14 +73,11 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> li
     Raises:
         ValueError: The two differ in length, or a confidence is none.
     """
-    from scipy.stats import binomtest
-
     given, true = _checked(confidence, right)
     found = []
     for rows in _groups(given, bins):
-        share = binomtest(int(true[rows].sum()), len(rows)).proportion_ci(LEVEL, "wilson")
-        found.append(Bin(float(given[rows].mean()), float(true[rows].mean()), float(share.low), float(share.high),
-                         len(rows)))  # fmt: skip
+        share = float(true[rows].mean())
+        found.append(Bin(float(given[rows].mean()), share, *wilson(share, len(rows)), len(rows)))
     return found
 
 
@@ -88,7 +86,8 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = BINS)
     The expected calibration error, with an interval.
 
     Its end is that of a bootstrap. Its begin is the bootstrap's too, turned round (the basic one), but 0 where scores
-    that are right show as much in one of forty cases: noise makes the error larger, never smaller.
+    that are right show as much in one of forty cases: noise makes the error larger, never smaller. Where all answers
+    are right, or none, a bootstrap knows nothing, and the interval is as wide as Wilson's for their share.
 
     Args:
         confidence: As for `reliability`.
@@ -113,6 +112,9 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = BINS)
     by_chance = [_error(place, given - (rng.random(count) < given)) for _ in range(DRAWN)]
     large, usual = (float(np.quantile(drawn, (1 + LEVEL) / 2)) for drawn in (again, by_chance))
     low = 0.0 if value <= usual else max(0.0, min(value, 2 * value - large))
+    if true.min() == true.max():
+        few, many = wilson(float(true[0]), count)
+        low, large = max(0.0, min(low, value - (many - few))), max(large, min(1.0, value + many - few))
     return CalibrationError(value, low, max(value, large), float(np.mean(by_chance)), count)
 
 

@@ -153,7 +153,10 @@ def middle(values: Sequence[float], tasks: Sequence[int]) -> Interval | None:
     if len(values) < 3:
         return None
     value, moved, kept = _trimmed(np.asarray(values, float))
-    return _around(value, {**dict(zip(tasks, map(float, moved), strict=True))}, kept - 1, len(values))
+    part: dict[int, float] = {}
+    for task, by in zip(tasks, moved, strict=True):
+        part[task] = part.get(task, 0.0) + float(by)
+    return _around(value, part, kept - 1, len(values))
 
 
 def _around(value: float, part: dict[int, float], freedom: int, n: int) -> Interval:

@@ -209,10 +209,11 @@ class _OfControl:
                       "wrong pre-labels on tasks of which the truth is known")  # fmt: skip
 
     def _planted(self) -> Figure:
-        planted = [each for each in self._judged if each.arm == PLANTED]
+        planted = [each for each in self._judged if each.arm == PLANTED
+                   and _most(self._truths.get(each.task, ())) not in (None, each.said)]  # fmt: skip
         return _share(planted, lambda each: each.kept,
                       "Of the errors that were planted, {share} were kept ({span}; {n} labels).",
-                      "labels on planted errors")  # fmt: skip
+                      "labels on planted errors whose task has a ground truth")  # fmt: skip
 
     # What a pre-label does
 
@@ -498,15 +499,11 @@ def _calibration(confidence: Sequence[float], right: Sequence[bool]) -> Figure:
     found = calibration_error(confidence, right) if len(right) >= LEAST_CALIBRATED else None
     if found is None:
         return _none(WITHOUT, len(right), LEAST_CALIBRATED - len(right))
-    low, high = found.low, found.high
-    if low >= high:  # all were right, or all wrong, and resamples of them are too
-        few, many = wilson(right[0], found.count)
-        low, high = max(0.0, found.value - (many - few)), min(1.0, found.value + many - few)
     return Figure(
         f"Confidence is {100 * found.value:.1f} points away from what people say, on average (95 % interval"
-        f" {100 * low:.1f} to {100 * high:.1f}; {found.count} tasks). Of so few tasks, scores that are right would"
-        f" show {100 * found.chance:.1f}.",
-        found.value, low, high, found.count,
+        f" {100 * found.low:.1f} to {100 * found.high:.1f}; {found.count} tasks). Of so few tasks, scores that are"
+        f" right would show {100 * found.chance:.1f}.",
+        found.value, found.low, found.high, found.count,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from celestial_backend.database import Database
 from celestial_backend.errors import StateError
 from celestial_backend.labels import UNKNOWN_SCORE
 from celestial_backend.settings import NEEDS_LABELS, TYPICAL, Settings, project_parts
-from celestial_backend.trust.trial import Trial
+from celestial_backend.trust.trial import Trial, number_of
 
 if TYPE_CHECKING:
     from celestial_backend.trust.seen import Seen
@@ -66,15 +66,15 @@ class Order:
         number, made = project_parts(project)
         if not (self.is_kept and number):
             return list(answers)
-        ids = [task.get("id") if isinstance(task, Mapping) else None for task in tasks]
+        ids = [number_of(task) for task in tasks]
         try:
-            place_of = self.places(number, [each for each in ids if isinstance(each, int)], made)
+            place_of = self.places(number, [each for each in ids if each is not None], made)
         except StateError as error:  # people can label in any order meanwhile
             logger.warning("Project %s: %d tasks get no place in the order: %s", number, len(tasks), error)
             return list(answers)
         found = list(answers)
         for at, (task, answer) in enumerate(zip(ids, answers, strict=True)):
-            if task not in place_of:
+            if task is None or task not in place_of:
                 continue
             if needs_labels:
                 found[at] = {"result": [], "score": place_of[task], "model_version": NEEDS_LABELS}
@@ -108,7 +108,8 @@ class Order:
         Raises:
             StateError: They cannot be written.
         """
-        put = "INSERT INTO places (project, task, made, place) VALUES (:project, :task, :made, :place)"
+        put = """INSERT INTO places (project, task, made, place) VALUES (:project, :task, :made, :place)
+            ON CONFLICT (project, task) DO UPDATE SET made = excluded.made, place = excluded.place"""
         with self._database.writing(f"places {number}") as work:
             work.run("DELETE FROM places WHERE project = :project", project=number)
         rows = list(place_of.items())

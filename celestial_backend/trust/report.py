@@ -86,9 +86,9 @@ def steps(measures: Measures, sights: Sights) -> list[str]:
     if (drifted.low or 0) > 2 * FALSE_ALARMS:
         found.append("Label some of the new pictures that are unlike all others, so that the model learns them.")
     if sights.again:
+        tasks = f"{len(sights.again)} tasks" if len(sights.again) > 1 else "the task"
         found.append(
-            f"Look at {len(sights.again)} tasks again, which are listed below. With --quality-tab, the command makes a"
-            " tab of them in Label Studio."
+            f"Look again at {tasks} listed below. With --quality-tab, the command makes a tab of them in Label Studio."
         )
     return list(dict.fromkeys(found)) or ["Nothing needs to be done. Make this report again after the next labels."]
 

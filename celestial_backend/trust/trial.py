@@ -109,7 +109,7 @@ class Trial:
             return list(answers)
         found, kept = list(answers), dict[int, Unshown]()
         for place, (task, answer) in enumerate(zip(tasks, answers, strict=True)):
-            task_id = _id(task)
+            task_id = number_of(task)
             if task_id is None or not answer or not answer["result"]:
                 continue
             arm, shown = AUDITED if task_id in audited else self.arm(number, task_id), Regions()
@@ -252,7 +252,7 @@ class Trial:
                            " written down: %s", number, tasks, error)  # fmt: skip
 
 
-def _id(task: Any) -> int | None:
+def number_of(task: Any) -> int | None:
     """A task's number, None without one that Label Studio can have given."""
     number = task.get("id") if isinstance(task, Mapping) else None
     return number if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63 else None

@@ -56,6 +56,15 @@ def test_chance_is_what_right_scores_show() -> None:
     assert np.mean([each.value for each in found]) == pytest.approx(found[0].chance, abs=0.01)
 
 
+@pytest.mark.parametrize("right", [0, 1])
+def test_answers_that_are_all_right_are_no_certainty(right: int) -> None:
+    """Nor are such that are all wrong: resamples of them are the same, and the next answers need not be."""
+    found = calibration_error([float(right)] * 50, [right] * 50)
+    assert found is not None
+    assert (found.value, found.low) == (0, 0)
+    assert 0.05 < found.high < 0.1
+
+
 def test_nothing_is_said_of_no_answers() -> None:
     assert reliability([], []) == []
     assert calibration_error([], []) is None

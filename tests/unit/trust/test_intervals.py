@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
-from celestial_backend.trust.intervals import Interval, Times, alpha, difference, kappa, ratio, share, typical
+from celestial_backend.trust.intervals import Interval, Times, alpha, difference, kappa, middle, ratio, share, typical
 
 
 def of(right: int, n: int) -> Interval:
@@ -109,6 +109,15 @@ def test_typical_times_are_not_moved_by_a_coffee() -> None:
     assert saved.value == pytest.approx(without.value - with_one.value)
 
 
+def test_times_of_one_task_count_together() -> None:
+    """Those of several people whose accounts are gone are taken for one person's."""
+    times = [1.0, 2.0, 3.0, 4.0, 5.0]
+    apart, twice = middle(times * 2, range(10)), middle(times * 2, [*range(5), *range(5)])
+    assert apart is not None
+    assert twice is not None
+    assert twice.high - twice.low > 1.3 * (apart.high - apart.low)
+
+
 def test_intervals_hold_the_truth() -> None:
     """In about 95 of 100 simulated projects, with three people on each task, few of them without a pre-label."""
     rng = np.random.default_rng(4)
@@ -135,9 +144,9 @@ def test_intervals_hold_the_truth() -> None:
         people = [Times(list(hard[~withheld, who]), list(np.flatnonzero(~withheld)), list(hard[withheld, who]),
                         list(np.flatnonzero(withheld))) for who in range(3)]  # fmt: skip
         spread = rng.lognormal(0, 0.5, 20_000)  # the trimmed mean of one person's times, over their median
-        middle = float(np.sort(spread)[4000:16_000].mean())
+        centre = float(np.sort(spread)[4000:16_000].mean())
         saved = typical(people)[2]
-        held["saved"] += saved.low <= 2 * middle <= saved.high
+        held["saved"] += saved.low <= 2 * centre <= saved.high
     assert counted > 0.9 * runs
     least = 0.95 - 2.6 * math.sqrt(0.95 * 0.05 / runs)
     assert held["difference"] / runs > least

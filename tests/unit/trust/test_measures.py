@@ -188,6 +188,16 @@ def test_corrections_of_what_was_right_and_what_was_wrong() -> None:
     assert told.kept.n == 200, "what was planted is no pre-label of the model's"
 
 
+def test_a_planted_error_is_what_the_ground_truth_says_is_wrong() -> None:
+    """Not the right answers to other controls of the task, nor what turned out to be right."""
+    truths = [label(task, "Mars", arm=UNPREDICTED, said=None, by="9", truth=True) for task in range(30)]
+    wrong = [label(task, "Moon", "Moon", PLANTED) for task in range(20)]
+    right = [label(task, "Mars", "Mars", PLANTED) for task in range(20, 30)]
+    unknown = [label(task, "Mars", "Mars", PLANTED) for task in range(30, 60)]
+    assert of(truths + wrong + right + unknown).planted.n == 20
+    assert of(truths + right + unknown).planted.missing == 20
+
+
 def test_what_a_model_had_learned_does_not_show_how_good_it_is() -> None:
     """A task that somebody labelled before the training is left out where the model is judged."""
     unseen = [label(task, "Mars" if task < 30 else "Moon", arm=WITHHELD, by="1") for task in range(60)]

@@ -129,6 +129,32 @@ def test_a_picture_unlike_all_comes_first_unless_chance_placed_it(order: Order) 
     assert 0.8 < kept / len(tasks) < 0.97
 
 
+def test_numbers_that_label_studio_gives_to_no_task_have_no_place(order: Order) -> None:
+    """They cost neither the request nor the others of it their answers."""
+    order.arrange("7", seen(1))
+    strange: list[Any] = [[1], {"a": 1}, 2**70, -1, True, "1", None, 1.0]
+    given = [answered(0.9, "x")] * (len(strange) + 1)
+    found = order.placed([*({"id": each} for each in strange), {"id": 1}], given, "7", needs_labels=False)
+    assert found[:-1] == given[:-1]
+    assert found[-1]["score"] == order.places("7", [1])[1]
+
+
+def test_two_that_put_a_project_in_order_at_once(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker and a person on another machine may; the later one counts."""
+    monkeypatch.setattr("celestial_backend.trust.order.AT_ONCE", 1)
+    own = Database.writing
+    calls = iter(range(9))
+
+    def writing(self: Database, key: str) -> Any:
+        if next(calls) == 1:  # the places of old are gone, and the new ones are not there yet
+            order.keep("7", "17", {1: 0.2, 2: 0.8})
+        return own(self, key)
+
+    monkeypatch.setattr(Database, "writing", writing)
+    order.keep("7", "17", {1: 0.3, 2: 0.4})
+    assert order.places("7", [1, 2]) == {1: 0.3, 2: 0.4}
+
+
 def test_another_project_of_the_same_number_has_no_order_yet(order: Order) -> None:
     order.arrange("7", seen(1, 2, 3))
     assert order.places("7", [1, 2], "18") == {}

@@ -40,7 +40,7 @@ from celestial_backend.trust.figures import (
 )
 from celestial_backend.trust.measures import measure
 from celestial_backend.trust.suspects import Suspect
-from celestial_backend.trust.trial import WITHHELD
+from celestial_backend.trust.trial import PLANTED, WITHHELD
 
 EVIL = """<img src=x onerror="alert(1)">'&{{ 7 * 7 }}"""
 NONE = Figure("Not enough yet: about 50 more labels.", missing=50)
@@ -317,6 +317,14 @@ def test_each_kind_of_telling_picture_is_there_and_no_task_twice() -> None:
     assert tasks[0] == 1, "the surest first"
     assert {40, 60} <= set(tasks)
     assert not {31, 41} & set(tasks), "decided, and there was no model yet"
+
+
+def test_a_planted_error_is_not_what_the_model_said(images: ImageReader) -> None:
+    labels = [given(1, "Moon", said=frozenset({"Mars"}), confidence=0.99, arm=PLANTED)]
+    assert album.telling(evidence(labels), []) == []
+    shown = album.sights(evidence(labels), Album(), images, [suspect(1)]).telling[0][1][0]
+    assert shown.said == ()
+    assert "planted error" in shown.answers[0]
 
 
 def test_whoever_labelled_blind_is_not_sent_back_because_the_model_disagrees() -> None:
