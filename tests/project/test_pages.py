@@ -21,10 +21,13 @@ import pytest
 import yaml
 
 from benchmarks.annotators import main as annotators
+from benchmarks.certificates import main as certificates
 from benchmarks.cli import main as benchmarks
 from benchmarks.jobs import main as jobs
 from benchmarks.kills import main as kills
+from benchmarks.order import main as order
 from benchmarks.scores import main as scores
+from benchmarks.suspects import main as suspects
 from celestial_backend.commands.cli import main
 from celestial_backend.labels import ChoiceMap
 from celestial_backend.models.classifier import HOOKS
@@ -70,9 +73,12 @@ OTHER_COMMANDS = {
     "celestial_backend.planets": planets,
     "benchmarks": benchmarks,
     "benchmarks.annotators": annotators,
-    "benchmarks.scores": scores,
+    "benchmarks.certificates": certificates,
     "benchmarks.jobs": jobs,
     "benchmarks.kills": kills,
+    "benchmarks.order": order,
+    "benchmarks.scores": scores,
+    "benchmarks.suspects": suspects,
 }
 HELPED = ("_wsgi", "benchmarks.soak")
 
