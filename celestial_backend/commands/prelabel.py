@@ -29,16 +29,8 @@ from celestial_backend.services import Services, build
 from celestial_backend.settings import NEEDS_LABELS, Settings
 from celestial_backend.state import replace_text
 from celestial_backend.studio.client import ANSWER_TIMEOUT_S
-from celestial_backend.studio.project import (
-    PAGE,
-    PATIENCE_S,
-    Conditions,
-    ImportFailedError,
-    PendingTasks,
-    Rows,
-    StudioProject,
-    read_filter,
-)
+from celestial_backend.studio.pending import Conditions, ImportFailedError, PendingTasks, Rows, read_filter
+from celestial_backend.studio.project import PAGE, PATIENCE_S, StudioProject
 
 logger = logging.getLogger(__name__)
 SETTLE_S = ANSWER_TIMEOUT_S  # an import without an answer gets as long as its answer would have had

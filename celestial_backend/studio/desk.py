@@ -9,15 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celestial_backend.studio.labels import ProjectLabels
-from celestial_backend.studio.project import (
-    LABELLED,
-    PAGE,
-    PATIENCE_S,
-    UNLABELLED,
-    ImportFailedError,
-    PendingTasks,
-    Rows,
-)
+from celestial_backend.studio.pending import ImportFailedError, PendingTasks, Rows
+from celestial_backend.studio.project import LABELLED, PAGE, PATIENCE_S, UNLABELLED
 from celestial_backend.studio.tabs import show_predicted
 
 if TYPE_CHECKING:

@@ -22,15 +22,8 @@ from celestial_backend.services import Services, build
 from celestial_backend.settings import Settings
 from celestial_backend.studio import project as pending
 from celestial_backend.studio.client import Studio
-from celestial_backend.studio.project import (
-    LIVE,
-    Conditions,
-    ImportFailedError,
-    PendingTasks,
-    Rows,
-    StudioProject,
-    read_filter,
-)
+from celestial_backend.studio.pending import Conditions, ImportFailedError, PendingTasks, Rows, read_filter
+from celestial_backend.studio.project import LIVE, StudioProject
 from tests.support.backend_server import Backends, label_config
 from tests.support.label_studio import LabelStudioServer
 from tests.support.prelabelling import Command, held, project_with, small_pictures

@@ -19,7 +19,8 @@ from celestial_backend.errors import ProjectGoneError, StudioError
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.studio import project as project_module
 from celestial_backend.studio.client import Studio
-from celestial_backend.studio.project import Labels, PendingTasks, Removed, StudioProject
+from celestial_backend.studio.pending import PendingTasks
+from celestial_backend.studio.project import Labels, Removed, StudioProject
 from tests.support.backend_server import label_config
 from tests.support.bounds import wait_for
 from tests.support.gate import gate

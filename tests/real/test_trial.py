@@ -23,7 +23,7 @@ from celestial_backend.database import Database
 from celestial_backend.planets.renderer import render
 from celestial_backend.services import build
 from celestial_backend.settings import Settings
-from celestial_backend.studio.project import PendingTasks
+from celestial_backend.studio.pending import PendingTasks
 from celestial_backend.trust.planted import take_away
 from celestial_backend.trust.planted import told as told_of
 from celestial_backend.trust.trial import PLANTED, WITHHELD, Trial, Unshown
