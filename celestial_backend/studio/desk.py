@@ -22,7 +22,7 @@ NUMBERS = 1000  # of tasks, that are read at once
 FEW = 20  # tasks that are looked at once more right before they are annotated
 PARTS = (
     "id,annotations,predictions,result,was_cancelled,ground_truth,completed_by,created_at,updated_at,lead_time,"
-    "unique_id,score,model_version"
+    "parent_prediction,unique_id,score,model_version"
 )
 NOT_SKIPPED = {"filter": "filter:tasks:cancelled_annotations", "operator": "equal", "type": "Number", "value": 0}
 NOT_BEGUN = {"filter": "filter:tasks:draft_exists", "operator": "equal", "type": "Boolean", "value": False}

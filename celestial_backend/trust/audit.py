@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -50,12 +50,14 @@ class Round:
         drawn: The tasks, by group.
         among: Of how many, by group.
         start: The first group at which it is looked, counted from 0: it and those above are accepted together, or none.
+        away: Tasks that could not be drawn then, as they were not open; none of them can be accepted later.
     """
 
     at: float
     drawn: tuple[tuple[int, ...], ...]
     among: tuple[int, ...]
     start: int
+    away: frozenset[int] = frozenset()
 
     @property
     def tasks(self) -> list[int]:
@@ -72,7 +74,7 @@ class Audit:
         number: Of the row in the database.
         version: The model's tag.
         made: When the project was made, as `settings.project_parts` gives it.
-        state: See `certificate`.
+        state: See `audits`.
         error: The share that may be wrong.
         confidence: With which that is to hold.
         of: `ACCEPTED`, or `ALL` tasks that were open.
@@ -245,11 +247,12 @@ def draw(audit: Audit, open_tasks: Collection[int], chance: Callable[[int], floa
         free = [one.task for one in audit.members(group) if one.task in open_tasks and one.task not in before]
         among.append(len(free))
         drawn.append(tuple(sorted(sorted(free, key=chance)[:each])))
-    fresh = Round(at, tuple(drawn), tuple(among), 0)
+    away = frozenset(one.task for one in audit.order if one.task not in open_tasks) - before
+    fresh = Round(at, tuple(drawn), tuple(among), 0, away)
     look = audit.looks + len(audit.rounds)
     start, _ = _start([one.score for one in audit.order], *_drawn(audit, (*audit.rounds, fresh)), audit.error, audit.of,
                       audit.total, risk(audit.confidence, look), PESSIMISM ** len(audit.rounds))  # fmt: skip
-    return Round(at, fresh.drawn, fresh.among, start)
+    return replace(fresh, start=start)
 
 
 def judge(audit: Audit, right: Mapping[int, bool], open_tasks: Collection[int], error: float | None = None) -> Verdict:
@@ -258,13 +261,13 @@ def judge(audit: Audit, right: Mapping[int, bool], open_tasks: Collection[int], 
 
     Args:
         audit: As it was drawn.
-        right: Task -> whether people say what the model says; a task that is missing was deleted and counts for
-            nothing.
+        right: Task -> whether people say what the model says; a task that is missing counts for nothing.
         open_tasks: That nobody has labelled; only those can be accepted.
         error: Another share than the audit's.
     """
     error = audit.error if error is None else error
-    drawn, taken = set(audit.tasks), set(open_tasks)
+    drawn = set(audit.tasks)
+    taken = set(open_tasks).difference(drawn, *(each.away for each in audit.rounds))
     _, _, shares = _drawn(audit, audit.rounds, right)
     groups = [audit.members(group) for group in range(audit.groups)]
     counts = [
@@ -272,7 +275,7 @@ def judge(audit: Audit, right: Mapping[int, bool], open_tasks: Collection[int], 
          sum(not right[one.task] for one in group if one.task in drawn and one.task in right))
         for group in groups
     ]  # fmt: skip
-    left = [[one for one in group if one.task in taken and one.task not in drawn] for group in groups]
+    left = [[one for one in group if one.task in taken] for group in groups]
     sizes, audited, remaining = (
         np.array(numbers, float) for numbers in (list(map(len, groups)), [n for n, _ in counts], list(map(len, left)))
     )

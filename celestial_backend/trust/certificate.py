@@ -87,7 +87,7 @@ def _label_all(outcome: Outcome) -> Iterator[str]:
 
 
 def _to_label(outcome: Outcome) -> Iterator[str]:
-    missing = outcome.drawn - outcome.labelled - outcome.deleted
+    missing = outcome.drawn - outcome.labelled - outcome.deleted - outcome.seen
     if outcome.state == DRAWN:
         yield f"{outcome.open} tasks are open, and {outcome.predicted} of them have a prediction of {outcome.version}."
         yield f"Audit {outcome.number} has drawn {outcome.drawn} of them at random." + (
@@ -141,7 +141,9 @@ def _doubtful(outcome: Outcome) -> Iterator[str]:
     if outcome.skipped:
         yield f"{outcome.skipped} tasks were skipped and count as wrong, until somebody labels them."
     if outcome.deleted:
-        yield f"{outcome.deleted} tasks of the audit were deleted and count for nothing."
+        yield f"{outcome.deleted} tasks of the audit were deleted and count as wrong."
+    if outcome.seen:
+        yield f"{outcome.seen} tasks of the audit were not labelled blind but with a pre-label, and count for nothing."
 
 
 def tab_link(outcome: Outcome) -> str:

@@ -13,17 +13,17 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from celestial_backend.database import Database, Transaction
+from celestial_backend.database import Database
 from celestial_backend.errors import LabelConfigError, ModelError, SettingsError
 from celestial_backend.labels import ChoiceMap, short, some
 from celestial_backend.learning.votes import CERTIFICATE, agree, is_certified, votes_of
 from celestial_backend.settings import is_tag
 from celestial_backend.studio.client import moment
 from celestial_backend.studio.desk import Desk
-from celestial_backend.studio.labels import About
+from celestial_backend.studio.labels import About, origins
 from celestial_backend.trust.audit import (
     ACCEPTED,
     Audit,
@@ -37,16 +37,15 @@ from celestial_backend.trust.audit import (
     plan,
     reachable,
 )
+from celestial_backend.trust.audits import ACCEPTING, DONE, GIVEN_UP, OPEN, Audits
 from celestial_backend.trust.trial import ASK_AGAIN_S, AUDITED, Trial, Unshown
 
 logger = logging.getLogger(__name__)
-OPEN, GIVEN_UP, ACCEPTING, DONE = "open", "given up", "accepting", "done"  # states of an audit
 LABEL_ALL, DRAWN, MISSING, NOT_REACHED, CERTIFIED = "label all", "drawn", "labels missing", "not reached", "certified"
 PREDICTIONS, ANNOTATIONS = "predictions", "annotations"
 PAGE = 200  # tasks that are predicted at once
 TAKES = 3  # looks whether predictions that were on their way have come
 NAMESPACE = uuid.UUID("5a0f4c0e-2f0b-4b7e-9b0e-6f2c1d7a9e33")  # of the annotations' numbers
-ROWS = "SELECT * FROM audits WHERE project = :project AND made IN ('', :made) ORDER BY seq"
 Answers = Callable[[Sequence[Any], str], Sequence[Any]]  # tasks, label config -> the predictor's answers
 Told = Callable[[str, int, int], None]  # what is done, and how much of how much
 
@@ -77,7 +76,8 @@ class Outcome:
         error: The share that may be wrong, and `confidence` with which; `of` what, and `control` that counts, or "".
         open: Tasks that were open at the draw, of which `predicted` had a prediction.
         least: How many must be labelled without a fault at least.
-        drawn: How many people are to label blind, `labelled` so far, of those `skipped`; `deleted` are gone.
+        drawn: How many people are to label blind, `labelled` so far, of those `skipped`; `deleted` are gone, and of
+            others somebody had `seen` the pre-label.
         looks: How often the labels were judged.
         audited: Those that count for what is accepted, or for all, and `faults` among them.
         groups: Of each: tasks, labelled blind, faults, accepted; the surest first.
@@ -110,6 +110,7 @@ class Outcome:
     labelled: int = 0
     skipped: int = 0
     deleted: int = 0
+    seen: int = 0
     looks: int = 0
     audited: int = 0
     faults: int = 0
@@ -132,12 +133,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Labels:
-    """What people said of the tasks of an audit."""
+    """What people said of the tasks of an audit; those that are deleted are wrong, those that were seen are no part."""
 
     right: dict[int, bool]
     missing: int
     skipped: int
     deleted: int
+    seen: int
     people: dict[str, int]
     first: str
     last: str
@@ -160,7 +162,7 @@ class Certificates:
         """
         self._desk, self._trial, self._version, self._answers, self._told = desk, trial, version, answers, told
         self._number = desk.project_id
-        self._kept = _Kept(database, self._number)
+        self._kept = Audits(database, self._number)
 
     def go_on(self, wish: Wish) -> Outcome:
         """
@@ -174,11 +176,7 @@ class Certificates:
         choices = ChoiceMap.for_learning(about.config)
         kept = self._kept.last(about.made)
         if kept is None or kept[0].state == GIVEN_UP or wish.anew:
-            if kept is not None and kept[0].state == OPEN:
-                self._kept.give_up(kept[0])
-            if kept is not None and kept[0].state in (OPEN, GIVEN_UP):
-                self._show_again(kept[0])
-            return self._first(about, choices, wish)
+            return self._first(about, choices, wish, kept[0] if kept else None)
         audit, facts = kept
         _same(audit, wish)
         _see_choices(audit, choices)
@@ -188,15 +186,24 @@ class Certificates:
 
     # The draw
 
-    def _first(self, about: About, choices: ChoiceMap, wish: Wish) -> Outcome:
+    def _first(self, about: About, choices: ChoiceMap, wish: Wish, before: Audit | None) -> Outcome:
+        """Draw an audit, and only then give up the one before it."""
+        if before and before.state == OPEN and self._may_be_known(before):
+            self._kept.turn(before, OPEN, {"judged": True})
         audit = self._ranked(about, choices, wish)
-        nothing = self._outcome(LABEL_ALL, about, audit)
         if audit.groups == 0:
-            return nothing
+            return self._outcome(LABEL_ALL, about, audit)
+        if before and before.state in (OPEN, GIVEN_UP):
+            self._kept.give_up(before)
+            self._show_again(before)
         fresh = self._drawn(audit, {one.task for one in audit.order})
-        audit = self._kept.add(replace(audit, rounds=(fresh,)), lambda each: self._unshown(each, choices, fresh),
-                               self._trial)  # fmt: skip
+        audit = self._kept.add(replace(audit, rounds=(fresh,)), before.number if before else 0,
+                               lambda each: self._unshown(each, choices, fresh), self._trial)  # fmt: skip
         return self._asked_for(about, choices, audit, DRAWN)
+
+    def _may_be_known(self, audit: Audit) -> bool:
+        """Whether anything was labelled of what was drawn last: others than `finish` can tell what that says."""
+        return any(task["annotations"] for task in self._desk.chosen(audit.rounds[-1].tasks).values())
 
     def _ranked(self, about: About, choices: ChoiceMap, wish: Wish) -> Audit:
         """An audit that is not drawn yet: all open tasks with what the model says of them; without groups, for none."""
@@ -220,17 +227,19 @@ class Certificates:
                         Ranked(task["id"], score, said.setdefault(json.dumps(what, sort_keys=True), len(said)))
                     )
                     self._same_model(answer)
+        still = self._desk.open_numbers()  # what was labelled meanwhile was not labelled blind
+        ranked, total = [one for one in ranked if one.task in still], sum(task["id"] in still for task in tasks)
         ranked.sort(key=lambda one: (-one.score, self._trial.drawn(self._number, one.task, lot)))
         looks, scores = self._kept.looks(about.made), [one.score for one in ranked]
-        floor = least(error, confidence, of, len(tasks), len(ranked), looks)
+        floor = least(error, confidence, of, total, len(ranked), looks)
         if wish.size is not None and floor is not None and wish.size < floor:
             raise SettingsError(
                 f"An audit of {wish.size} tasks is too small: at least {floor} must be labelled without a fault before"
                 f" {error:.2%} can be promised. Give --audit {floor} or more, or leave it away."
             )
-        planned = plan(scores, len(tasks), error, confidence, of, size=wish.size, look=looks)
+        planned = plan(scores, total, error, confidence, of, size=wish.size, look=looks)
         groups, size = (planned.groups, planned.size) if planned else (0, 0)
-        return Audit(0, self._version, about.made, OPEN, error, confidence, of, control, len(tasks), tuple(ranked),
+        return Audit(0, self._version, about.made, OPEN, error, confidence, of, control, total, tuple(ranked),
                      tuple(json.loads(each) for each in said), groups, size, (), looks)  # fmt: skip
 
     def _drawn(self, audit: Audit, open_tasks: Collection[int]) -> Round:
@@ -330,21 +339,22 @@ class Certificates:
         self._told("Reading labels", 0, 0)
         drawn = set(audit.tasks)
         found = self._desk.chosen(drawn)
-        right, people, moments, skipped = dict[int, bool](), dict[str, int](), list[str](), 0
         said = {one.task: audit.said[one.said] for one in audit.order if one.task in drawn}
+        people, moments, skipped, seen = dict[str, int](), list[str](), 0, 0
+        right = dict.fromkeys(drawn - set(found), False)  # who deletes what is hard to tell deletes what is wrong
         for number, task in found.items():
-            given = [each for each in task["annotations"] if not is_certified(each)]
+            of_people = [each for each in task["annotations"] if not is_certified(each)]
+            given = [each for each in of_people if _is_blind(each)]
+            seen += bool(of_people and not given)
             if given:
                 skipped += all(each.get("was_cancelled") for each in given)
                 right[number] = _is_right(number, given, said[number], choices, audit.control)
                 moments += [str(each.get("updated_at") or each.get("created_at") or "") for each in given]
                 for person in {str(each.get("completed_by") or "") for each in given}:
                     people[person] = people.get(person, 0) + 1
-        moments.sort(key=moment)
-        return _Labels(
-            right, len(found) - len(right), skipped, len(drawn) - len(found), people, *(moments[:1] or [""]),
-            *(moments[-1:] or [""]),
-        )  # fmt: skip
+        moments = sorted(moments, key=moment) or [""]
+        return _Labels(right, len(drawn) - len(right) - seen, skipped, len(drawn) - len(found), seen, people,
+                       moments[0], moments[-1])  # fmt: skip
 
     def _free(self) -> set[int]:
         """The tasks that may be accepted: nobody has labelled them, and they are none that stay blind by chance."""
@@ -407,8 +417,9 @@ class Certificates:
             known = self._desk.people()
             people = {known.get(person, f"person {person}" if person else "somebody who was deleted"): count
                       for person, count in sorted(labels.people.items())}  # fmt: skip
-            facts |= {"labelled": len(labels.right), "skipped": labels.skipped, "deleted": labels.deleted,
-                      "people": people, "first": labels.first, "last": labels.last}  # fmt: skip
+            facts |= {"labelled": len(labels.right) - labels.deleted, "skipped": labels.skipped,
+                      "deleted": labels.deleted, "seen": labels.seen, "people": people, "first": labels.first,
+                      "last": labels.last}  # fmt: skip
         if verdict is not None:
             accepted = {one.task for one in verdict.accepted}
             groups = [audit.members(group) for group in range(audit.groups)]
@@ -426,79 +437,6 @@ class Certificates:
             audit.of, audit.control, audit.total, len(audit.order), floor, len(audit.tasks),
             tuple(each.at for each in audit.rounds), **{**facts, **more_facts},
         )  # fmt: skip
-
-
-class _Kept:
-    """The audits of a project in the database; all raise `StateError`."""
-
-    def __init__(self, database: Database, project: str) -> None:
-        self._database, self._project = database, project
-
-    def last(self, made: str) -> tuple[Audit, dict[str, Any]] | None:
-        """The newest audit, and what was accepted by it."""
-        rows = self._database.rows(ROWS, project=self._project, made=made)
-        if not rows:
-            return None
-        row, about = rows[-1], json.loads(rows[-1]["about"])
-        rounds = tuple(
-            Round(each["at"], tuple(tuple(group) for group in each["drawn"]), tuple(each["among"]), each["start"])
-            for each in about["rounds"]
-        )
-        audit = Audit(
-            int(row["seq"]), row["version"], row["made"], row["state"], about["error"], about["confidence"],
-            about["of"], about["control"], about["total"], tuple(Ranked(*each) for each in about["order"]),
-            tuple(about["said"]), about["groups"], about["size"], rounds, about["looks"],
-        )  # fmt: skip
-        return audit, about.get("facts", {})
-
-    def looks(self, made: str) -> int:
-        """How often labels were judged in audits that were given up, since the last certificate."""
-        count = 0
-        for row in self._database.rows(ROWS, project=self._project, made=made):
-            about = json.loads(row["about"])
-            judged = len(about["rounds"]) - (not about.get("facts", {}).get("judged"))
-            count = 0 if row["state"] in (ACCEPTING, DONE) else count + judged
-        return count
-
-    def add(self, audit: Audit, unshown: Callable[[Audit], list[Unshown]], trial: Trial) -> Audit:
-        """Open an audit, and write down what people are not shown from now on."""
-        with self._database.writing(f"audits {self._project}") as transaction:
-            row = transaction.row(
-                "INSERT INTO audits (project, made, version, state, at, about)"
-                " VALUES (:project, :made, :version, :state, :at, :about) RETURNING seq",
-                project=self._project, made=audit.made, version=audit.version, state=OPEN, at=time.time(),
-                about=_written(audit, {}),
-            )  # fmt: skip
-            audit = replace(audit, number=int(row["seq"]) if row else 0)
-            trial.keep(self._project, unshown(audit), transaction)
-        return audit
-
-    def draw_more(self, audit: Audit, unshown: list[Unshown], trial: Trial) -> None:
-        """Write down another draw of an open audit."""
-        with self._database.writing(f"audits {self._project}") as transaction:
-            self._put(transaction, audit, OPEN, {})
-            trial.keep(self._project, unshown, transaction)
-
-    def turn(self, audit: Audit, state: str, facts: Mapping[str, Any]) -> Audit:
-        """Bring an audit into another state."""
-        with self._database.writing(f"audits {self._project}") as transaction:
-            self._put(transaction, audit, state, facts)
-        return replace(audit, state=state)
-
-    def give_up(self, audit: Audit) -> None:
-        """End an audit without a certificate; what was judged stays known."""
-        with self._database.writing(f"audits {self._project}") as transaction:
-            transaction.run("UPDATE audits SET state = :state WHERE seq = :seq", state=GIVEN_UP, seq=audit.number)
-
-    def _put(self, transaction: Transaction, audit: Audit, state: str, facts: Mapping[str, Any]) -> None:
-        transaction.run("UPDATE audits SET state = :state, about = :about WHERE seq = :seq",
-                        state=state, about=_written(audit, facts), seq=audit.number)  # fmt: skip
-
-
-def _written(audit: Audit, facts: Mapping[str, Any]) -> str:
-    told = {name: getattr(audit, name) for name in
-            ("error", "confidence", "of", "control", "total", "order", "said", "groups", "size", "looks")}  # fmt: skip
-    return json.dumps(told | {"rounds": [asdict(each) for each in audit.rounds], "facts": facts})
 
 
 def _same(audit: Audit, wish: Wish) -> None:
@@ -569,6 +507,13 @@ def _is_right(
         if not ballot or agree({"": ballot}, ())[""].choices != mine:
             return False
     return True
+
+
+def _is_blind(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation did not begin with a pre-label: as the editor says, and as what was made in bulk."""
+    began = origins(annotation)
+    in_bulk = annotation.get("parent_prediction") is not None and annotation.get("lead_time") is None and not began
+    return not in_bulk and not any(each.startswith("prediction") for each in began)
 
 
 def _audit_version(audit: Audit) -> str:

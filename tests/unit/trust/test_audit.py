@@ -74,7 +74,7 @@ def test_the_sure_are_accepted_down_to_the_first_doubt() -> None:
     assert judge(asked, dict.fromkeys(asked.tasks, False), open_tasks).accepted == ()
 
 
-def test_what_was_deleted_counts_for_nothing() -> None:
+def test_what_was_not_labelled_blind_counts_for_nothing() -> None:
     """The fewer were labelled of a group, the less is known of it; without any of the first, nothing is accepted."""
     asked = audit([0.99] * 3000)
     tasks = {one.task for one in asked.order}
@@ -99,6 +99,10 @@ def test_more_is_drawn_as_often_as_it_takes() -> None:
     again = drawn(asked, tasks - set(asked.tasks))
     assert len(again.tasks) == len(set(again.tasks)) == 2 * len(asked.tasks)
     assert again.risk < asked.risk / 10
+    busy = set(sorted(tasks - set(asked.tasks))[::50])
+    away = drawn(asked, tasks - set(asked.tasks) - busy)
+    sure = dict.fromkeys(away.tasks, True)
+    assert {one.task for one in judge(away, sure, tasks).accepted} == tasks - set(away.tasks) - busy
     assert asked.risk + sum(replace(again, looks=looks).risk for looks in range(30)) == pytest.approx(0.1)
 
 

@@ -153,6 +153,48 @@ def test_too_many_faults_accept_nothing_and_more_can_be_drawn(tmp_path: Path) ->
     assert project.go_on().looks == 3
 
 
+def test_an_audit_is_given_up_only_for_another_one(tmp_path: Path) -> None:
+    """And counts as a look as soon as it has a label, since other commands tell what that says."""
+    project = Project(tmp_path, 2000)
+    project.go_on(Wish(error=0.1))
+    with pytest.raises(SettingsError, match="needs the share"):
+        project.go_on(Wish(anew=True))
+    assert project.go_on(Wish(error=0.0001, anew=True)).state == LABEL_ALL
+    assert project.go_on().number == 1
+    assert project.go_on(Wish(error=0.1, anew=True)).number == 2
+    project.label()
+    assert project.go_on(Wish(error=0.1, anew=True)).number == 3
+    project.label()
+    assert project.go_on().looks == 2
+
+
+def test_only_what_was_labelled_blind_counts(tmp_path: Path) -> None:
+    """Not what began with a pre-label, was made of one in bulk, or was labelled before the draw had an end."""
+    project = Project(tmp_path)
+    answers = project.answers
+
+    def slow(tasks: Sequence[Any], config: str) -> list[Any]:
+        for task in tasks:
+            if task["id"] % 2:
+                project.desk.label(task["id"], [region("body", "Mars")])
+        return answers(tasks, config)
+
+    project.answers = slow  # type: ignore[method-assign]
+    drawn = project.go_on(Wish(error=0.1))
+    assert (drawn.open, drawn.predicted) == (200, 200)
+    assert not any(task % 2 for task in project.drawn)
+    kept, bulk, gone, *_ = project.drawn
+    project.desk.label(kept, [region("body", "Mars") | {"origin": "prediction"}, region("seen", "ring")], lead_time=2.0)
+    project.desk.label(bulk, [region("body", "Mars"), region("seen", "ring")], parent_prediction=5, lead_time=None)
+    del project.desk.tasks[gone]
+    project.label()
+    found = project.go_on()
+    assert (found.seen, found.deleted, found.labelled) == (2, 1, found.drawn - 3)
+    assert sum(group[1] for group in found.groups) == found.drawn - 2
+    assert sum(group[2] for group in found.groups) == 1
+    assert "2 tasks of the audit were not labelled blind" in said(found)
+
+
 def test_what_a_task_holds_decides_whether_it_counts(tmp_path: Path) -> None:
     """A control that is answered otherwise, a skipped task and a tie are wrong; a ground truth goes before votes."""
     project = Project(tmp_path)
