@@ -57,6 +57,7 @@ GONE = "accounts that are gone"
 BY_TRUTH, BY_BLIND, BY_OTHERS = "ground truth", "others who saw no pre-label", "others who saw it too"
 SAME_TIMES = "all labels took the same time, which no person does"
 WITHOUT = "tasks without a pre-label"
+OF_BOTH = ", of people who label some with and some without"
 CONTROL_REMEDY = "Set CELESTIAL_CONTROL_SHARE=0.1, so that a random tenth of the tasks is shown without"
 
 
@@ -218,19 +219,39 @@ class _OfControl:
     # What a pre-label does
 
     def _compared(self, name: str, labels: Sequence[Given], least: int) -> Compared:
-        unseen = [each for each in labels if each.arm == WITHHELD]
-        seen, weights = _weighed([each for each in labels if each.arm == SHOWN], unseen)
+        seen, weights, unseen = self._weighed(labels)
+        whose = OF_BOTH if len(seen) + len(unseen) < sum(each.arm in (SHOWN, WITHHELD) for each in labels) else ""
         shown = _share(seen, lambda each: each.kept,
                        "Where people saw what the model said, {share} agreed with it ({span}; {n} labels).",
-                       "tasks with a pre-label", least, weights)  # fmt: skip
+                       f"tasks with a pre-label{whose}", least, weights)  # fmt: skip
         withheld = _share(unseen, lambda each: each.kept,
                           "Where it was withheld from them, {share} agreed with it ({span}; {n} labels).",
-                          WITHOUT if unseen else f"{WITHOUT}. {CONTROL_REMEDY}", least)  # fmt: skip
+                          f"{WITHOUT}{whose}" if any(each.arm == WITHHELD for each in labels)
+                          else f"{WITHOUT}. {CONTROL_REMEDY}", least)  # fmt: skip
         if shown.value is None or withheld.value is None:
             lacking = withheld if withheld.value is None else shown
             return Compared(name, shown, withheld, lacking, lacking)
         one, other = _interval(seen, weights), _interval(unseen)
         return Compared(name, shown, withheld, _difference(difference(one, other)), _unlooked(one, other))
+
+    def _weighed(self, labels: Sequence[Given]) -> tuple[Sequence[Given], list[float] | None, Sequence[Given]]:
+        """
+        Labels with a pre-label, how much each counts, and those without.
+
+        Each person and each version counts as often among the first as among the last. Else, where somebody labelled
+        more of one kind or another share was withheld, people and models would be compared and not what was seen.
+        """
+        seen, unseen = ([each for each in labels if each.arm == arm] for arm in (SHOWN, WITHHELD))
+        if not (seen and unseen):
+            return seen, None, unseen
+
+        def kind(given: Given) -> tuple[str, str]:
+            return given.version, _name(given, self._evidence)
+
+        with_one, without = (Counter(map(kind, some)) for some in (seen, unseen))
+        seen, unseen = ([each for each in some if kind(each) in with_one.keys() & without.keys()]
+                        for some in (seen, unseen))  # fmt: skip
+        return seen, [without[kind(each)] / with_one[kind(each)] for each in seen], unseen
 
     def _compared_by(self, group: Callable[[Given], str | None]) -> tuple[Compared, ...]:
         groups: dict[str, list[Given]] = {}
@@ -395,19 +416,6 @@ def _none(why: str, n: int = 0, missing: int = 0) -> Figure:
     """A figure that is not told: how much more it needs of what, or else why nobody can say it."""
     return Figure(f"Not enough yet: about {missing} more {why}." if missing else f"Cannot be told: {why}.", n=n,
                   missing=missing)  # fmt: skip
-
-
-def _weighed(seen: Sequence[Given], unseen: Sequence[Given]) -> tuple[Sequence[Given], list[float] | None]:
-    """
-    Labels with a pre-label, and how much each counts, so that each version counts as often as among those without.
-
-    Else, once another share is withheld, the versions would be compared and not what people saw.
-    """
-    with_one, without = (Counter(each.version for each in labels) for labels in (seen, unseen))
-    counted = [each for each in seen if without[each.version]]
-    if not counted:
-        return seen, None
-    return counted, [without[each.version] / with_one[each.version] for each in counted]
 
 
 def _interval(labels: Sequence[Given], weights: Sequence[float] | None = None) -> Interval:

@@ -188,6 +188,22 @@ def test_corrections_of_what_was_right_and_what_was_wrong() -> None:
     assert told.kept.n == 200, "what was planted is no pre-label of the model's"
 
 
+def test_people_are_compared_with_themselves() -> None:
+    """A careless one who labels most of what is withheld makes nobody else look misled."""
+    rng, careful, careless = np.random.default_rng(3), 0.95, 0.6
+    given = []
+    for task in range(900):
+        one = bool(rng.random() < 0.5)
+        agrees, withheld = rng.random(2) < ((careful, 0.05) if one else (careless, 0.5))
+        given.append(label(task, "Mars" if agrees else "Moon", arm=WITHHELD if withheld else SHOWN, by="12"[one]))
+    told = of(given).compared
+    assert told.difference.low < 0 < told.difference.high  # type: ignore[operator]
+    apart = [replace(each, annotator="12"[each.arm == SHOWN]) for each in given]
+    told = of(apart).compared
+    assert told.difference.value is None
+    assert "of people who label some with and some without" in told.difference.sentence
+
+
 def test_a_planted_error_is_what_the_ground_truth_says_is_wrong() -> None:
     """Not the right answers to other controls of the task, nor what turned out to be right."""
     truths = [label(task, "Mars", arm=UNPREDICTED, said=None, by="9", truth=True) for task in range(30)]
