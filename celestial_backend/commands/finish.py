@@ -37,17 +37,19 @@ def read_share(_context: click.Context, option: click.Parameter, value: float | 
     )
 
 
-@click.command(short_help="Accept the rest, with an error that an audit certifies.")
+@click.command(short_help="Accept the rest, once a sample shows that few enough are wrong.")
 @click.option(
     "--project", type=click.IntRange(min=1), required=True, help="Label Studio's number of the project."
 )  # fmt: skip
-@click.option("--error", type=float, callback=read_share, help="The share that may be wrong, such as 0.03.")
+@click.option(
+    "--error", type=float, callback=read_share, help="The share that may be wrong, such as 0.03; a new audit needs it."
+)
 @click.option(
     "--of", type=click.Choice([ACCEPTED, ALL]), help="Of what: of the accepted, or of all tasks that were open, those"
     " that people label included.  [default: accepted]",
 )  # fmt: skip
-@click.option("--confidence", type=float, callback=read_share, help="With which that is to hold.  [default: 0.9]")
-@click.option("--control", help="The only control that counts and is accepted.  [default: all]")
+@click.option("--confidence", type=float, callback=read_share, help="How sure that is to be.  [default: 0.9]")
+@click.option("--control", help="Judge and accept only this control.  [default: all]")
 @click.option(
     "--audit", type=click.IntRange(min=1), help="How many tasks to draw.  [default: what leaves the least to label]"
 )
@@ -62,10 +64,10 @@ def read_share(_context: click.Context, option: click.Parameter, value: float | 
 @click.pass_obj
 def finish(settings: Settings, /, project: int, output: Path | None, *, as_json: bool, **wishes: Any) -> None:
     """
-    Accept what the model says of the remaining tasks, with an error that a sample of blind labels certifies.
+    Accept what the model says of the remaining tasks, once a sample shows that few enough of it is wrong.
 
-    The first run draws the sample, and prints where people label it. Run again, it says how many labels are missing;
-    once all are there, it accepts the predictions that they allow, and writes a certificate.
+    The first run draws the sample, and prints where people label it, without pre-labels. Run again, it says how many
+    labels are missing. Once all are there, it accepts as many predictions as they allow, and writes a certificate.
     """
     if not (settings.label_studio_url and settings.label_studio_api_key):
         raise SettingsError(NOBODY_TO_ASK)
@@ -78,7 +80,7 @@ def finish(settings: Settings, /, project: int, output: Path | None, *, as_json:
         if held is None:
             raise StateError(
                 f"One prelabel or finish at a time may run on a project, and another one runs on project {project}."
-                " Wait until it has ended."
+                " Wait until it has ended. With CELESTIAL_SCORE=margin or typical, the worker runs prelabel by itself."
             )
         with Shown(f"Finishing project {project}") as shown:
             outcome = _run(services, str(project), wish, shown)

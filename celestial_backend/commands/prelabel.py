@@ -197,7 +197,7 @@ class Prelabelling:
             if held is None:
                 raise StateError(
                     f"One prelabel at a time may run on a project, and another one runs on project {self._project}."
-                    " Wait until it has ended."
+                    " Wait until it has ended. With CELESTIAL_SCORE=margin or typical, the worker runs it by itself."
                 )
             if self._distribute and not self._services.jobs.ledger.workers():
                 raise StateError(f"--distribute needs a worker, and none runs on this database. {HOW_TO_START}")

@@ -58,7 +58,7 @@ def suspects(settings: Settings, project: int, limit: int, *, as_json: bool) -> 
         say(table(
             ["task*", *(["control"] if len(found.judged) > 1 else []), "label", "model says", "sure", "where*"],
             [[str(row["tasks"][0]), *([row["control"]] if len(found.judged) > 1 else []), _named(row["given"]),
-              _named(row["said"]), f"{row['sure']:.0%}", row["link"]] for row in rows],
+              _named(row["said"]), f"{100 * row['sure']:.0f} %", row["link"]] for row in rows],
         ))  # fmt: skip
     for control, outlook in found.outlooks.items():
         click.echo(f"{control!r}: {outlook.sentence}" if len(found.judged) > 1 else outlook.sentence)
@@ -75,7 +75,7 @@ def _named(choices: list[str]) -> str:
 def _told(found: Suspects, shown: int) -> str:
     """What was judged, and what was not, in sentences."""
     judged = sum(found.judged.values())
-    said = [f"Of {judged} labels, the model says otherwise of {len(found.found)}."]
+    said = [f"The model says otherwise about {len(found.found)} of {judged} labels."]
     if shown < len(found.found):
         said.append(f"The {shown} that are likeliest to be wrong:")
     return " ".join([*_lacking(found.lacking), *said])

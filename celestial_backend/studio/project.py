@@ -285,13 +285,14 @@ class StudioProject:
         title = ours.title or ""
         if is_tag(title) and title != tag:
             self.ask("another title of the model", lambda client: update_record(client, ours, title=tag))
-            said.append(f"The model's title was {title} and is {tag} now.")
+            said.append("The model's title is the same now.")
             title = tag
         shown = self.ask("the project", lambda client: client.projects.get(number).model_version) or ""
         titles = {record.title for record in records} | {title}
         if is_tag(shown) and shown not in titles and shown != tag:
             self.ask("live predictions", lambda client: client.projects.update(number, model_version=title))
-            said.append(f"The project showed predictions of {shown} and shows those of the model {title!r} now.")
+            named = f"The project showed predictions of {shown} and shows those of the model {title!r} now."
+            said.append("The project shows its predictions now." if title == tag else named)
         return said
 
     def ask_for_new_tasks(self) -> None:

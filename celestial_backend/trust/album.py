@@ -41,7 +41,7 @@ from celestial_backend.trust.suspects import Suspect
 from celestial_backend.trust.suspects import look as doubted
 from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
 
-OVERRULED, UNKNOWN, DISPUTED = "Sure, and overruled", "Unknown to the model", "Disputed"
+OVERRULED, UNKNOWN, DISPUTED = "The model said otherwise", "Unknown to the model", "Disputed"
 TWINS, SUSPECT = "Alike, and labelled differently", "Perhaps labelled wrongly"
 TELLING_MAX, AGAIN_MAX, STRANGE_MAX = 12, 100, 15  # of tasks, and of those that are unlike all others
 LABELLED_MAX = 5000  # tasks with a label that are looked at, the newest

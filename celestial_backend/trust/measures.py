@@ -58,7 +58,7 @@ BY_TRUTH, BY_BLIND, BY_OTHERS = "ground truth", "others who saw no pre-label", "
 SAME_TIMES = "all labels took the same time, which no person does"
 WITHOUT = "tasks without a pre-label"
 OF_BOTH = ", of people who label some with and some without"
-CONTROL_REMEDY = "Set CELESTIAL_CONTROL_SHARE=0.1, so that a random tenth of the tasks is shown without"
+CONTROL_REMEDY = "With CELESTIAL_CONTROL_SHARE=0.1, a random tenth of the tasks is shown without one"
 
 
 def measure(evidence: Evidence, manifests: Mapping[str, Manifest] | None = None) -> Measures:
@@ -188,7 +188,8 @@ class _OfControl:
             " them too.",
         }
         lacking = len(self._shown) - counts.total()
-        more = [f"For {lacking} labels nobody can tell."] if lacking else []
+        unknown = f"For {lacking} labels it is not known: no ground truth, and no other people who agree."
+        more = [unknown] if lacking else []
         return (*(sentence.format(counts[how]) for how, sentence in sentences.items() if counts[how]), *more)
 
     def _kept_rightly(self) -> Figure:

@@ -92,7 +92,7 @@ def _gains(
 
 def _sentence(right: float, more: int, gain: float, low: float, high: float) -> str:
     said = (
-        f"{right:.0%} are said rightly that were not learned. {more} more labels are expected to bring"
-        f" {100 * gain:.1f} points ({100 * low:.1f} to {100 * high:.1f})."
+        f"The model is right about {100 * right:.0f} % of the labels that it has not learned. {more} more labels are"
+        f" expected to bring {100 * gain:.1f} points more ({100 * low:.1f} to {100 * high:.1f})."
     )
-    return f"{said} That is little." if gain < WORTH else said
+    return f"{said} That is little: the labels may be enough." if gain < WORTH else said

@@ -16,7 +16,7 @@ from celestial_backend.state import reason, replace_text
 from celestial_backend.trust import charts, pages
 from celestial_backend.trust.album import Drift, Sights
 from celestial_backend.trust.charts import Bar, Estimate
-from celestial_backend.trust.figures import Confusion, Measured, Measures
+from celestial_backend.trust.figures import Confusion, Figure, Measured, Measures
 from celestial_backend.trust.measures import percent
 
 TRUSTED, MOSTLY, LITTLE = 0.95, 0.8, 0.6  # shares of pre-labels that are right
@@ -36,6 +36,7 @@ def page(measures: Measures, sights: Sights) -> str:
         sights=sights,
         controls=controls,
         verdicts=list(_verdicts(measures)),
+        points=list(_points(measures)),
         steps=steps(measures, sights),
         drift=_drift(sights.drift),
         again=_by_reason(sights.again),
@@ -47,9 +48,7 @@ def page(measures: Measures, sights: Sights) -> str:
 def summary(measures: Measures) -> list[str]:
     """What the page begins with, sentence by sentence."""
     found = [": ".join(filter(None, each)) for each in _verdicts(measures)]
-    for measured in measures.controls:
-        found += [measured.kept.sentence, measured.compared.difference.sentence]
-    return list(filter(None, [*found, measures.seconds_saved.sentence]))
+    return [*found, *_points(measures)]
 
 
 def task_link(link: str, task: int) -> str:
@@ -100,6 +99,21 @@ def _verdicts(measures: Measures) -> Iterator[tuple[str, str]]:
         yield "", "No control of this project is served, so there are no pre-labels."
 
 
+def _points(measures: Measures) -> Iterator[str]:
+    """The figures of the summary; what cannot be told yet comes after its question."""
+    for measured in measures.controls:
+        for question, figure in (
+            ("Are pre-labels kept?", measured.kept),
+            ("Do people accept too much?", measured.compared.difference),
+        ):
+            yield ": ".join(filter(None, (_named(measures, measured), _answered(question, figure))))
+    yield _answered("Do pre-labels save time?", measures.seconds_saved)
+
+
+def _answered(question: str, figure: Figure) -> str:
+    return figure.sentence if figure.value is not None else f"{question} {figure.sentence}"
+
+
 def _named(measures: Measures, measured: Measured) -> str:
     """The control's name, where there are several."""
     return measured.control if len(measures.controls) > 1 else ""
@@ -110,8 +124,8 @@ def _steps(measured: Measured, name: str) -> Iterator[str]:
     if measured.accuracy.value is None:
         if not any(measured.labels.get(arm) for arm in ("withheld", "audited")):
             yield (
-                "Set CELESTIAL_CONTROL_SHARE=0.1: a tenth of the tasks is then labelled without the pre-label, and"
-                " tells how often it is right."
+                "Set CELESTIAL_CONTROL_SHARE=0.1, if it is not set yet: a tenth of the tasks is then labelled without"
+                " the pre-label, and tells how often it is right."
             )
         elif measured.accuracy.missing:
             more = measured.accuracy.missing

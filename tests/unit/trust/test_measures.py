@@ -171,7 +171,7 @@ def test_right_is_what_a_ground_truth_says_or_others() -> None:
     assert told.truths == (
         "A ground truth tells what is right for 30 labels.",
         "For 60 labels it is what most others chose who saw no pre-label.",
-        "For 30 labels nobody can tell.",
+        "For 30 labels it is not known: no ground truth, and no other people who agree.",
     )
 
 

@@ -35,8 +35,8 @@ def test_where_nothing_is_gained_any_more_it_says_so() -> None:
     assert isinstance(told, Outlook)
     assert told.gain < 0.01
     assert -0.02 < told.low <= told.gain <= told.high < 0.03
-    assert "are said rightly that were not learned. 50 more labels are expected to bring 0." in told.sentence
-    assert told.sentence.endswith("That is little.")
+    assert "of the labels that it has not learned. 50 more labels are expected to bring 0." in told.sentence
+    assert told.sentence.endswith("That is little: the labels may be enough.")
 
 
 def test_all_are_right() -> None:

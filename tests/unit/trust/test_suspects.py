@@ -123,7 +123,7 @@ def test_the_command_names_tasks_labels_and_links(
     first = found["labels"][0]
     assert first["link"] == f"http://127.0.0.1:9/projects/7/data?task={first['tasks'][0]}"
     shown = run.invoke(main, ["suspects", "--project", "7"]).stdout
-    assert "Of 60 labels, the model says otherwise of 2." in shown
+    assert "The model says otherwise about 2 of 60 labels." in shown
     assert "'rare' was not judged" in shown
     assert "http://127.0.0.1:9/projects/7/data?task=10" in shown
     assert "fox" in shown
