@@ -282,9 +282,11 @@ class Certificates:
             self._told("Hiding predictions", 0, len(drawn))
             found = {number: task for number, task in self._desk.chosen(drawn).items() if not task["annotations"]}
             told = {number: [each for each in task["predictions"] if each["result"]] for number, task in found.items()}
-            ours = {number: [each["id"] for each in mine if _is_ours(each["version"])] for number, mine in told.items()}
-            others = sum(len(ours[number]) < len(told[number]) for number in found)
-            ours = {number: mine for number, mine in ours.items() if mine}
+            others = sum(not all(_is_ours(each["version"]) for each in mine) for mine in told.values())
+            ours = {
+                number: [each["id"] for each in found[number]["predictions"] if _is_ours(each["version"])]
+                for number, mine in told.items() if any(_is_ours(each["version"]) for each in mine)
+            }  # fmt: skip
             self._desk.remove(ours, whole=[each for each in ours if len(ours[each]) == len(found[each]["predictions"])])
             version = _audit_version(audit)
             rows = {number: {"result": [], "score": scores[number], "model_version": version} for number in found}
