@@ -55,17 +55,23 @@ def errors(said: NDArray[np.float64], truths: NDArray[np.integer], seed: int = 0
 
 
 def of_heads(train: Album, judged: Album, count: int, seed: int, share: float) -> Figures | None:
-    """How far the scores of a head are off; each class has `share` of the labels of the one before."""
+    """
+    How far the scores of a head are off, by all pictures that it did not learn.
+
+    Each class has `share` of the labels of the one before.
+    """
     classes, rng = np.unique(train.names), np.random.default_rng(seed)
     shares = share ** np.arange(len(classes))[rng.permutation(len(classes))]
     wanted = np.maximum(2, np.round(count * shares / shares.sum())).astype(int)
     rows = np.concatenate([rng.permutation(np.flatnonzero(train.names == name))[:number]
                            for name, number in zip(classes, wanted, strict=True)])  # fmt: skip
-    model = Model(train, rows.tolist())
-    said = model.says(judged)
+    model, rest = Model(train, rows.tolist()), train.some(np.setdiff1d(np.arange(len(train.names)), rows))
+    unseen = Album(np.concatenate([judged.vectors, rest.vectors]), np.concatenate([judged.names, rest.names]))
+    said = model.says(unseen)
     if said is None:
         return None
-    return errors(said, np.argmax(judged.names[:, None] == model.classes, axis=1), seed)
+    truths = np.argmax(unseen.names[:, None] == model.classes, axis=1)
+    return errors(said, truths, seed) | {"pictures": len(truths)}
 
 
 def of_unknown(train: Album, judged: Album, left_out: Sequence[str], each: int, seed: int) -> Figures | None:
