@@ -93,7 +93,7 @@ class Ahead:
         try:
             self._process = process = subprocess.Popen(  # noqa: S603 - our own module
                 command, env=child_environ(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
             )  # fmt: skip
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, NICE)

@@ -13,6 +13,7 @@ from typing import Any
 
 from celestial_backend.labels import ChoiceMap, Control
 from celestial_backend.learning.votes import ACCEPTED, UNAIDED, Choices, Vote, is_certified, votes_of
+from celestial_backend.settings import NEEDS_LABELS
 from celestial_backend.studio.client import moment
 from celestial_backend.studio.labels import ProjectLabels, origins
 from celestial_backend.trust.trial import PLANTED, Trial, Unshown
@@ -35,7 +36,7 @@ class Given:
         said: What the model said, of `PLANTED` that was shown in its place; None without any, and of `SHOWN` where
             it was changed and the prediction is gone.
         confidence: Of what the model said, 0 to 1: the region's score; None where nobody knows.
-        version: The model's tag, "" where nobody knows.
+        version: The model's tag, "" where nobody knows, or where there was no model yet.
         seconds: That Label Studio measured until it was submitted; None where it did not.
         truth: Whether it is marked as ground truth; then it is no person's judgement.
         at: When it was made, as Label Studio writes it.
@@ -189,7 +190,7 @@ def _answer(
         arm=arm,
         said=said,
         confidence=confidence,
-        version=version,
+        version="" if version == NEEDS_LABELS else version,
         seconds=annotation.get("lead_time"),
         truth=vote.ground_truth,
         at=str(annotation.get("created_at") or vote.updated_at),

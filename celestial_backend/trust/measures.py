@@ -271,9 +271,10 @@ class _OfControl:
             return _none("tasks that several people label", sum(map(len, answers)), LEAST - len(answers))
         if found is None:
             return _none("all gave the same answer to all tasks, so agreement cannot be told from habit")
+        unsure = " It may also be little." if found.low < 2 / 3 <= found.value else ""
         word = "well" if found.value >= 0.8 else "fairly" if found.value >= 2 / 3 else "little"
         return _told(found, f"Annotators agree {word}: Krippendorff's alpha is {found.value:.2f}"
-                            f" ({_span(found, '{:.2f}'.format)}; {found.tasks} tasks).")  # fmt: skip
+                            f" ({_span(found, '{:.2f}'.format)}; {found.tasks} tasks).{unsure}")  # fmt: skip
 
     def _people(self) -> tuple[Person, ...]:
         groups: dict[str, list[Given]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from celestial_backend.settings import NEEDS_LABELS
 from celestial_backend.studio.labels import About
 from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Evidence, Given, read_evidence
 from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD, Unshown
@@ -127,6 +128,12 @@ def test_who_saw_what(
 ) -> None:
     one = only(evidence(annotation, predictions=tuple(predictions), unshown=tuple(unshown)))
     assert (one.arm, one.kept) == (arm, kept)
+
+
+def test_an_empty_prediction_that_only_orders_tasks_is_of_no_model() -> None:
+    """Else all that is labelled before the first training would be unknown to a model."""
+    one = only(evidence(given("Mars", parent_prediction=3), predictions=(said(None, version=NEEDS_LABELS),)))
+    assert (one.arm, one.said, one.version) == (UNPREDICTED, None, "")
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,14 @@ def test_agreement_of_people() -> None:
     assert (told.disputed[-1].task, told.disputed[-1].decided) == (0, ("Venus",)), "a ground truth has decided it"
 
 
+def test_an_agreement_that_may_be_chance_is_not_praised() -> None:
+    given = [label(task, ("Mars", "Moon")[(task + (task < 3 and who == 2)) % 2], by=str(who))
+             for task in range(22) for who in (1, 2)]  # fmt: skip
+    told = of(given).alpha
+    assert "agree fairly" in told.sentence
+    assert told.sentence.endswith("It may also be little.")
+
+
 def test_confusion_marks_what_was_seen() -> None:
     given = [label(1, "Mars"), label(2, "Moon"), label(3, "Moon", arm=WITHHELD), label(4, "Moon", arm=PLANTED)]
     told = of(given).confusion

@@ -169,6 +169,13 @@ def test_the_summary_begins_with_how_far_to_trust(figure: Figure, expected: str)
     assert expected in report.verdict(replace(measured(), accuracy=figure))
 
 
+def test_of_several_controls_the_summary_says_which_it_means() -> None:
+    several = measures(measured(), measured("flaw"))
+    found = report.summary(several)
+    assert all(line.startswith(("choice: ", "flaw: ")) for line in found[:-1])
+    assert found[-1] == several.seconds_saved.sentence
+
+
 def test_without_labels_made_blind_the_first_step_is_to_withhold_some() -> None:
     blank = replace(measured(), accuracy=NONE, labels={"shown": 90})
     assert "CELESTIAL_CONTROL_SHARE" in report.steps(measures(blank), Sights(album.Drift(NONE)))[0]
