@@ -160,9 +160,10 @@ class _OfControl:
         return {tag: within(text) for tag, text in told.items() if text}
 
     def _was_learned(self, given: Given) -> bool:
-        """Whether the model had learned what somebody else said of the task."""
-        learned = self._learned.get(given.version)
-        return learned is not None and any(learned(each.annotation) for each in self._tasks.get(given.task, ()))
+        """Whether the model had learned what somebody else said of the task, or what is marked as the truth."""
+        learned, task = self._learned.get(given.version), given.task
+        told = (*self._tasks.get(task, ()), *self._truths.get(task, ()))
+        return learned is not None and any(learned(each.annotation) for each in told)
 
     # What is right
 
