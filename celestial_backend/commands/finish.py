@@ -29,7 +29,7 @@ def read_share(_context: click.Context, option: click.Parameter, value: float | 
         return value
     if option.name == "confidence" and WORST <= value < 1:
         return value
-    if value == 0:
+    if option.name == "error" and value == 0:
         raise click.BadParameter("No error at all can be promised only of tasks that people label.")
     rule = f"above 0 and at most {WORST}" if option.name == "error" else f"from {WORST} to below 1"
     raise click.BadParameter(

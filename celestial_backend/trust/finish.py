@@ -231,6 +231,10 @@ class Certificates:
         ranked, total = [one for one in ranked if one.task in still], sum(task["id"] in still for task in tasks)
         ranked.sort(key=lambda one: (-one.score, self._trial.drawn(self._number, one.task, lot)))
         looks, scores = self._kept.looks(about.made), [one.score for one in ranked]
+        if wish.size is not None and wish.size >= len(ranked) > 0:
+            raise SettingsError(
+                f"--audit must be less than the {len(ranked)} open tasks that have a prediction, got {wish.size}."
+            )
         floor = least(error, confidence, of, total, len(ranked), looks)
         if wish.size is not None and floor is not None and wish.size < floor:
             raise SettingsError(

@@ -310,6 +310,8 @@ def test_the_unknown_is_never_accepted(tmp_path: Path) -> None:
 def test_a_sample_that_can_never_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is too small: at least"):
         Project(tmp_path).go_on(Wish(error=0.05, size=20))
+    with pytest.raises(SettingsError, match="less than the 400 open tasks"):
+        Project(tmp_path).go_on(Wish(error=0.05, size=400))
 
 
 def test_the_page_escapes_what_strangers_wrote(tmp_path: Path) -> None:
