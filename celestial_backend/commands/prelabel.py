@@ -248,7 +248,7 @@ class Prelabelling:
         def here(page: Page) -> Answers:
             return self._services.predictor.predict(page, config, project=self._project, on_failure=self._fail)
 
-        if not self._distribute:
+        if not self._distribute or self.summary.version == NEEDS_LABELS:  # then there is nothing to predict
             yield from ((page, here(page)) for page in self._pages())
             return
         about = {"project": self._project, "version": self.summary.version, "config": config}

@@ -53,10 +53,18 @@ def labelled(studio: LabelStudioServer, project: int, count: int, choice: str) -
     return given
 
 
-def test_before_there_is_a_model(label_studio: LabelStudioServer, services: Services) -> None:
-    """Predictions are empty and only say when a task's turn comes; what is labelled meanwhile is not asked again."""
+def test_before_there_is_a_model(
+    label_studio: LabelStudioServer, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Predictions are empty and only say when a task's turn comes; what is labelled meanwhile is not asked again.
+
+    Workers are not asked to predict with a model that there is not.
+    """
     project = made(label_studio, services, KINDS)
-    run = Prelabelling(services, str(project))
+    monkeypatch.setattr(services.jobs.ledger, "workers", lambda: 1)
+    monkeypatch.setattr("celestial_backend.commands.prelabel.Distribution", None)
+    run = Prelabelling(services, str(project), distribute=True)
     done = run.run()
     run.select_version()
     assert (done.predicted, done.failed) == (8, 1)
