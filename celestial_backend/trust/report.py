@@ -69,7 +69,7 @@ def verdict(measured: Measured) -> str:
     if right.low >= TRUSTED:
         return f"The pre-labels can be trusted: {told}."
     if right.low >= MOSTLY:
-        return f"Most pre-labels are right, and some are not: {told}."
+        return f"Most pre-labels are right, and some may be wrong: {told}."
     if right.high < LITTLE:
         return f"The pre-labels are too often wrong to be trusted: {told}."
     return f"The pre-labels are a help and need to be looked at: {told}."
@@ -134,11 +134,11 @@ def _steps(measured: Measured, name: str) -> Iterator[str]:
         yield f"Label more before you rely on the pre-labels{of}, and see whether the next training does better."
     if (measured.compared.difference.low or 0) > 0:
         yield (
-            f"Tell those who label that pre-labels are often wrong{of}: people accept more of what they see than they"
+            f"Tell those who label that pre-labels may be wrong{of}: people accept more of what they see than they"
             " would have chosen themselves. Let two people label the tasks that matter."
         )
     if (measured.calibration_error.low or 0) > 0.05:
-        yield f"Do not go by the scores{of}: they are not as sure as they say."
+        yield f"Do not go by the scores{of}: they do not say how often predictions are right."
     if measured.alpha.high is not None and measured.alpha.high < AGREED:
         yield f"Agree on what each choice means{of}: annotators differ too often."
 

@@ -176,6 +176,18 @@ def test_of_several_controls_the_summary_says_which_it_means() -> None:
     assert found[-1] == several.seconds_saved.sentence
 
 
+def test_the_page_does_not_contradict_itself() -> None:
+    """Pre-labels that are all right so far are not told to be wrong, and trusted ones not to be often wrong."""
+    best = replace(SOME, value=1.0, low=0.84, high=1.0)
+    assert "some may be wrong: about 100 % are right (between 84 % and 100 %)" in report.verdict(
+        replace(measured(), accuracy=best)
+    )
+    trusted = replace(measured(), accuracy=replace(best, low=0.97))
+    said = " ".join([report.verdict(trusted), *report.steps(measures(trusted), Sights(album.Drift(NONE)))])
+    assert "can be trusted" in said
+    assert "often wrong" not in said
+
+
 def test_without_labels_made_blind_the_first_step_is_to_withhold_some() -> None:
     blank = replace(measured(), accuracy=NONE, labels={"shown": 90})
     assert "CELESTIAL_CONTROL_SHARE" in report.steps(measures(blank), Sights(album.Drift(NONE)))[0]
