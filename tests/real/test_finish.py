@@ -31,7 +31,7 @@ from tests.support.label_studio import LabelStudioServer
 
 TAG = "celestial_bodies_classifier_model:one"
 MARS = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["Mars"]}}
-TASKS = 70
+TASKS = 48
 
 
 class Model:
@@ -83,7 +83,7 @@ def test_from_the_draw_to_the_certificate(
     """Whatever ends a run on the way; what people label meanwhile stays theirs, and nothing is there twice."""
     monkeypatch.setattr("celestial_backend.trust.finish.ASK_AGAIN_S", 0.0)
     number, tasks = project
-    drawn = run(services, number, tasks, Wish(error=0.2))
+    drawn = run(services, number, tasks, Wish(error=0.3))
     chosen = audited(services, number)
     assert (drawn.state, drawn.open, drawn.predicted) == (DRAWN, TASKS, TASKS - 5)
     assert len(chosen) == drawn.drawn >= (drawn.least or 0)
@@ -104,7 +104,7 @@ def test_from_the_draw_to_the_certificate(
     missing = run(services, number, tasks)
     assert (missing.state, missing.labelled, missing.faults, missing.accepted) == (MISSING, len(chosen) - 1, 0, 0)
     with pytest.raises(SettingsError, match="was drawn for --error"):
-        run(services, number, tasks, Wish(error=0.3))
+        run(services, number, tasks, Wish(error=0.4))
     label_studio.annotate(chosen[0], "Mars")
     others = [task for task in tasks[:20] if task not in chosen][:3]
     for task in others:
@@ -118,7 +118,7 @@ def test_from_the_draw_to_the_certificate(
     written = [each for each in label_studio.predictions(number) if each["model_version"].startswith(CERTIFICATE)]
     assert certified.state == CERTIFIED
     assert certified.people == {label_studio.user: len(chosen)}
-    assert certified.accepted == certified.written == len(written) == len({each["task"] for each in written}) > 30
+    assert certified.accepted == certified.written == len(written) == len({each["task"] for each in written}) > 20
     assert not {each["task"] for each in written} & {*others, *chosen, *Model(tasks).unknown}
     assert run(services, number, tasks).written == 0
 
@@ -133,10 +133,10 @@ def test_from_the_draw_to_the_certificate(
     assert len(votes_of(looked_at, choices)[0]) == 1
 
     # The labels of the audit are changed: what was promised does not hold, and the page says so.
-    for task in chosen:
-        for each in label_studio.api("GET", f"/api/tasks/{task}/annotations/"):
-            label_studio.api("DELETE", f"/api/annotations/{each['id']}/")
-        label_studio.annotate(task, "Moon")
+    moon = [MARS | {"value": {"choices": ["Moon"]}}]
+    for task in chosen[:6]:
+        (each,) = label_studio.api("GET", f"/api/tasks/{task}/annotations/")
+        label_studio.api("PATCH", f"/api/annotations/{each['id']}/", json={"result": moon})
     monkeypatch.setattr(command, "build", lambda _: services)
     monkeypatch.setattr(type(services.store), "live_tag", lambda *_: TAG)
     place = tmp_path / "page.html"
