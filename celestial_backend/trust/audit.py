@@ -85,7 +85,7 @@ class Audit:
         groups: How many.
         size: Of the first draw.
         rounds: The first draw, and those that followed.
-        looks: How often labels of this project were judged before this audit, without a certificate since.
+        looks: How often labels were judged in earlier audits of any of these tasks.
     """
 
     number: int

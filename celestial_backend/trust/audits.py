@@ -39,15 +39,21 @@ class Audits:
             about["of"], about["control"], about["total"], tuple(Ranked(*each) for each in about["order"]),
             tuple(about["said"]), about["groups"], about["size"], rounds, about["looks"],
         )  # fmt: skip
-        return audit, about.get("facts", {})
+        return audit, about["facts"]
 
-    def looks(self, made: str) -> int:
-        """How often labels were judged in audits that were given up, since the last certificate."""
-        count = 0
-        for row in self._database.rows(ROWS, project=self._project, made=made):
+    def looks(self, audit: Audit) -> int:
+        """
+        How often labels were judged in earlier audits of any of the same tasks and controls.
+
+        Those that ended in a certificate count too: else one of a large share of errors would let all begin anew.
+        """
+        count, tasks = 0, {one.task for one in audit.order}
+        for row in self._database.rows(ROWS, project=self._project, made=audit.made):
             about = json.loads(row["about"])
-            judged = len(about["rounds"]) - (not about.get("facts", {}).get("judged"))
-            count = 0 if row["state"] in (ACCEPTING, DONE) else count + judged
+            same = not audit.control or about["control"] in ("", audit.control)
+            if same and any(task in tasks for task, *_ in about["order"]):
+                judged = row["state"] in (ACCEPTING, DONE) or about["facts"].get("judged", False)
+                count += len(about["rounds"]) - (not judged)
         return count
 
     def add(self, audit: Audit, before: int, unshown: Callable[[Audit], list[Unshown]], trial: Trial) -> Audit:

@@ -230,21 +230,9 @@ class Certificates:
         still = self._desk.open_numbers()  # what was labelled meanwhile was not labelled blind
         ranked, total = [one for one in ranked if one.task in still], sum(task["id"] in still for task in tasks)
         ranked.sort(key=lambda one: (-one.score, self._trial.drawn(self._number, one.task, lot)))
-        looks, scores = self._kept.looks(about.made), [one.score for one in ranked]
-        if wish.size is not None and wish.size >= len(ranked) > 0:
-            raise SettingsError(
-                f"--audit must be less than the {len(ranked)} open tasks that have a prediction, got {wish.size}."
-            )
-        floor = least(error, confidence, of, total, len(ranked), looks)
-        if wish.size is not None and floor is not None and wish.size < floor:
-            raise SettingsError(
-                f"An audit of {wish.size} tasks is too small: at least {floor} must be labelled without a fault before"
-                f" {error:.2%} can be promised. Give --audit {floor} or more, or leave it away."
-            )
-        planned = plan(scores, total, error, confidence, of, size=wish.size, look=looks)
-        groups, size = (planned.groups, planned.size) if planned else (0, 0)
-        return Audit(0, self._version, about.made, OPEN, error, confidence, of, control, total, tuple(ranked),
-                     tuple(json.loads(each) for each in said), groups, size, (), looks)  # fmt: skip
+        audit = Audit(0, self._version, about.made, OPEN, error, confidence, of, control, total, tuple(ranked),
+                      tuple(json.loads(each) for each in said), 0, 0)  # fmt: skip
+        return _planned(replace(audit, looks=self._kept.looks(audit)), wish.size)
 
     def _drawn(self, audit: Audit, open_tasks: Collection[int]) -> Round:
         lot = f"audit {time.time_ns()}"
@@ -443,6 +431,24 @@ class Certificates:
             audit.of, audit.control, audit.total, len(audit.order), floor, len(audit.tasks),
             tuple(each.at for each in audit.rounds), **{**facts, **more_facts},
         )  # fmt: skip
+
+
+def _planned(audit: Audit, wished: int | None) -> Audit:
+    """An audit with groups and a size; without groups where labelling all is less."""
+    claim = audit.error, audit.confidence, audit.of
+    scores, look = [one.score for one in audit.order], audit.looks
+    if wished is not None and wished >= len(scores) > 0:
+        raise SettingsError(
+            f"--audit must be less than the {len(scores)} open tasks that have a prediction, got {wished}."
+        )
+    floor = least(*claim, audit.total, len(scores), look)
+    if wished is not None and floor is not None and wished < floor:
+        raise SettingsError(
+            f"An audit of {wished} tasks is too small: at least {floor} must be labelled without a fault before"
+            f" {audit.error:.2%} can be promised. Give --audit {floor} or more, or leave it away."
+        )
+    planned = plan(scores, audit.total, *claim, size=wished, look=look)
+    return replace(audit, groups=planned.groups, size=planned.size) if planned else audit
 
 
 def _same(audit: Audit, wish: Wish) -> None:

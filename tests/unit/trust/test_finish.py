@@ -185,6 +185,30 @@ def test_an_audit_is_given_up_only_for_another_one(tmp_path: Path) -> None:
     assert project.go_on().looks == 2
 
 
+def test_a_certificate_lets_nobody_begin_anew(tmp_path: Path) -> None:
+    """Trying until luck comes is paid for, as long as it is for the same tasks and the same control."""
+    project = Project(tmp_path, 2000)
+    project.go_on(Wish(error=0.05))
+    project.label(wrong=project.drawn)
+    assert project.go_on().state == NOT_REACHED
+    project.go_on(Wish(error=0.5, control="seen", anew=True))
+    project.label()
+    certified = project.go_on()
+    assert (certified.state, certified.looks) == (CERTIFIED, 2)
+    project.go_on(Wish(error=0.05, control="body", anew=True))
+    project.label()
+    assert project.go_on().looks == 2
+    project.go_on(Wish(error=0.05, control="seen", anew=True))
+    project.label()
+    assert project.go_on().looks == 3
+    for task in project.desk.open_numbers():
+        project.desk.label(task, [])
+    project.desk.tasks |= {task: {"annotations": [], "predictions": []} for task in range(3001, 3401)}
+    project.go_on(Wish(error=0.1, anew=True))
+    project.label()
+    assert project.go_on().looks == 1
+
+
 def test_only_what_was_labelled_blind_counts(tmp_path: Path) -> None:
     """Not what began with a pre-label, was made of one in bulk, or was labelled before the draw had an end."""
     project = Project(tmp_path)
