@@ -251,8 +251,8 @@ class _OfControl:
             return given.version, _name(given, self._evidence)
 
         with_one, without = (Counter(map(kind, some)) for some in (seen, unseen))
-        seen, unseen = ([each for each in some if kind(each) in with_one.keys() & without.keys()]
-                        for some in (seen, unseen))  # fmt: skip
+        of_both = with_one.keys() & without.keys()
+        seen, unseen = ([each for each in some if kind(each) in of_both] for some in (seen, unseen))
         return seen, [without[kind(each)] / with_one[kind(each)] for each in seen], unseen
 
     def _compared_by(self, group: Callable[[Given], str | None]) -> tuple[Compared, ...]:
