@@ -101,13 +101,17 @@ def _to_label(outcome: Outcome) -> Iterator[str]:
         f"Let people open the tab 'Audit {outcome.number}' and press 'Label Tasks As Displayed', beside 'Label All"
         f" Tasks': {tab_link(outcome)}"
     )
+    yield "These first: the more other tasks are labelled meanwhile, the less can be accepted."
     yield f"Then run again: finish --project {outcome.project}"
 
 
 def _not_reached(outcome: Outcome) -> Iterator[str]:
+    of = f"of the {outcome.audited} predictions of audit {outcome.number}"
+    most = f"with at most {share(outcome.error)} errors"
     yield (
-        f"{outcome.faults} of the {outcome.audited} predictions of audit {outcome.number} are wrong. That is too many"
-        f" to accept anything with at most {share(outcome.error)} errors."
+        f"{outcome.faults} {of} are wrong. That is too many to accept anything {most}."
+        if outcome.faults
+        else f"None {of} is wrong, but they are too few to accept any of the {outcome.left} open tasks {most}."
     )
     yield from _doubtful(outcome)
     if outcome.reachable is not None:
@@ -120,6 +124,8 @@ def _not_reached(outcome: Outcome) -> Iterator[str]:
             f"About {outcome.more} more labels may be enough, if faults are found as often. To draw as many again:"
             f" finish --project {outcome.project} --more"
         )
+    elif not outcome.faults:
+        yield f"Label the {outcome.left} open tasks, or try --new once there are more of them."
     else:
         yield "More labels of the audit would hardly help. Label on, so that the next model is better, and try --new."
 

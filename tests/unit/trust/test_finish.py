@@ -170,6 +170,19 @@ def test_too_many_faults_accept_nothing_and_more_can_be_drawn(tmp_path: Path) ->
     assert project.go_on().looks == 3
 
 
+def test_without_a_fault_the_few_tasks_that_are_left_are_said_to_be_the_reason(tmp_path: Path) -> None:
+    """People have labelled nearly all others meanwhile; nobody is told of too many faults where there are none."""
+    project = Project(tmp_path, 100)
+    project.go_on(Wish(error=0.05))
+    project.label()
+    for task in sorted(project.desk.open_numbers())[:-2]:
+        project.desk.label(task, [region("body", "Mars"), region("seen", "ring")])
+    found = project.go_on()
+    assert (found.state, found.faults, found.left) == (NOT_REACHED, 0, 2)
+    assert "is wrong, but they are too few to accept any of the 2 open tasks" in said(found)
+    assert "Label the 2 open tasks" in said(found)
+
+
 def test_an_audit_is_given_up_only_for_another_one(tmp_path: Path) -> None:
     """And counts as a look as soon as it has a label, since other commands tell what that says."""
     project = Project(tmp_path, 2000)
