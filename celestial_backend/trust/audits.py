@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from celestial_backend.trust.trial import Trial, Unshown
 
 OPEN, GIVEN_UP, ACCEPTING, DONE = "open", "given up", "accepting", "done"  # states of an audit
 ROWS = "SELECT * FROM audits WHERE project = :project AND made IN ('', :made) ORDER BY seq"
+SHOW = """DELETE FROM unshown WHERE project = :project AND task = :task AND version = :version AND made = :made
+    AND arm = 'audited'"""
 
 
 class Audits:
@@ -92,10 +94,14 @@ class Audits:
             self._put(transaction, audit, state, facts)
         return replace(audit, state=state)
 
-    def give_up(self, audit: Audit) -> None:
-        """End an audit without a certificate; what was judged stays known."""
+    def give_up(self, audit: Audit, unlabelled: Collection[int]) -> None:
+        """End an audit without a certificate; what was judged stays known, and its other tasks are shown again."""
         with self._database.writing(f"audits {self._project}") as transaction:
             transaction.run("UPDATE audits SET state = :state WHERE seq = :seq", state=GIVEN_UP, seq=audit.number)
+            rows = [{"project": self._project, "task": task, "version": audit.version, "made": audit.made}
+                    for task in sorted(unlabelled)]  # fmt: skip
+            if rows:
+                transaction.run_all(SHOW, rows)
 
     def _put(self, transaction: Transaction, audit: Audit, state: str, facts: Mapping[str, Any]) -> None:
         transaction.run("UPDATE audits SET state = :state, about = :about WHERE seq = :seq",

@@ -194,8 +194,7 @@ class Certificates:
         if audit.groups == 0:
             return self._outcome(LABEL_ALL, about, audit)
         if before and before.state in (OPEN, GIVEN_UP):
-            self._kept.give_up(before)
-            self._show_again(before)
+            self._give_up(before)
         fresh = self._drawn(audit, {one.task for one in audit.order})
         audit = self._kept.add(replace(audit, rounds=(fresh,)), before.number if before else 0,
                                lambda each: self._unshown(each, choices, fresh), self._trial)  # fmt: skip
@@ -287,9 +286,10 @@ class Certificates:
                 break
         return others
 
-    def _show_again(self, audit: Audit) -> None:
-        """Take empty predictions away from tasks of an audit that was given up, so that they are predicted again."""
+    def _give_up(self, audit: Audit) -> None:
+        """End an audit, and take empty predictions away from its tasks, so that they are predicted again."""
         found = {number: task for number, task in self._desk.chosen(audit.tasks).items() if not task["annotations"]}
+        self._kept.give_up(audit, found)
         empty = {
             number: [each["id"] for each in task["predictions"]
                      if not each["result"] and (_is_ours(each["version"]) or each["version"] == _audit_version(audit))]

@@ -191,7 +191,10 @@ def test_an_audit_is_given_up_only_for_another_one(tmp_path: Path) -> None:
         project.go_on(Wish(anew=True))
     assert project.go_on(Wish(error=0.0001, anew=True)).state == LABEL_ALL
     assert project.go_on().number == 1
-    assert project.go_on(Wish(error=0.1, anew=True)).number == 2
+    old = project.drawn
+    new = project.go_on(Wish(error=0.1, anew=True))
+    assert (new.number, len(project.trial.audited("7"))) == (2, new.drawn)
+    assert not project.desk.tasks[min(set(old) - set(project.drawn))]["predictions"]
     project.label()
     assert project.go_on(Wish(error=0.1, anew=True)).number == 3
     project.label()
