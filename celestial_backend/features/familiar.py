@@ -181,12 +181,13 @@ class Familiar:
         for group in np.unique(groups):
             mine = np.flatnonzero(groups == group)
             usual = float(np.quantile(_of_new(Nearest, vectors[mine], mine, fold_of[mine]), REACH))
-            reach[mine] = max(usual, 1e-6)
+            reach[mine] = max(usual, LEAST_DISTANCE)
         known = np.concatenate(
             [Nearest(vectors[fold_of != fold], reach[fold_of != fold]).distance(vectors[fold_of == fold])
              for fold in range(FOLDS)]
         )  # fmt: skip
-        return cls(Nearest(vectors, reach), *_limit(known))
+        limit, usual = _limit(known)
+        return cls(Nearest(vectors, reach), max(limit, 1.0), usual)
 
     def strangeness(self, vectors: Vectors) -> Floats:
         """

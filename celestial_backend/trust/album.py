@@ -307,7 +307,10 @@ def drift(evidence: Evidence, album: Album) -> Drift:
         return Drift(Figure("The project has no control that is served, so no picture can be compared."))
     control = max(sets, key=lambda each: len(sets[each]))
     labels, when = sets[control], _when(evidence)
-    learned, vectors = album.rows(sorted(labels, key=lambda task: (when[task], task)), control.data_key)
+    first = dict[bytes | None, int]()  # a file that is there twice would say that all others are far from each other
+    for task in sorted(labels, key=lambda task: (when[task], task)):
+        first.setdefault(album.digests.get((task, control.data_key)), task)
+    learned, vectors = album.rows(list(first.values()), control.data_key)
     new, others = album.rows(album.new, control.data_key)
     who = "tasks without a label"
     if len(new) < NEW_LEAST:

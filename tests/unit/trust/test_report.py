@@ -310,6 +310,30 @@ def test_new_pictures_like_the_old_ones_are_no_drift_and_others_are() -> None:
     assert (other.periods[-1].value or 0) < 0.2
 
 
+def test_files_that_were_uploaded_twice_are_no_sign_of_a_change() -> None:
+    """Each has a twin at no distance at all, and new pictures have none."""
+    rng = np.random.default_rng(5)
+    rows = np.ones((180, 64), np.float32) + rng.standard_normal((180, 64)).astype(np.float32)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    seen = album_of(np.concatenate([np.repeat(rows[:80], 2, axis=0), rows[80:]]), new=tuple(range(161, 261)))
+    seen = replace(seen, digests={place: seen.vectors[key].tobytes() for place, key in seen.digests.items()},
+                   vectors={row.tobytes(): row for row in rows})  # fmt: skip
+    moved = album.drift(evidence([given(task, ("Mars", "Moon")[task % 2]) for task in range(1, 161)]), seen)
+    assert moved.figure.n == 100
+    assert "has changed:" not in moved.figure.sentence
+
+
+def test_one_picture_over_and_over_is_as_before() -> None:
+    """Also where each is compressed a little otherwise."""
+    rng = np.random.default_rng(5)
+    rows = np.ones((120, 64), np.float32) + np.float32(1e-5) * rng.standard_normal((120, 64)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[:60] = rows[0]
+    labels = [given(task, "Mars") for task in range(1, 61)]
+    moved = album.drift(evidence(labels), album_of(rows, new=tuple(range(61, 121))))
+    assert "has changed:" not in moved.figure.sentence
+
+
 def test_too_few_pictures_tell_nothing_of_drift() -> None:
     found = album.drift(evidence([given(1, "Mars")]), album_of(vectors(1)))
     assert found.figure.value is None
