@@ -434,8 +434,9 @@ class Settings:
 
     @property
     def studio_link(self) -> str | None:
-        """Where people open Label Studio."""
-        return self.label_studio_host or self.label_studio_url
+        """Where people open Label Studio; without a password, as it is printed."""
+        link = self.label_studio_host or self.label_studio_url
+        return link and re.sub(r"//[^/]*@", "//", link)
 
     @property
     def address(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -43,7 +42,7 @@ def page(services: Services) -> Response:
         trouble=_hidden(trouble, settings),
         address=settings.address,
         guarded=settings.basic_auth_user is not None,
-        studio=re.sub(r"//[^/]*@", "//", settings.studio_link or ""),
+        studio=settings.studio_link or "",
         standing=services.access.standing(0.0),
         pages=PAGES,
         refresh=REFRESH_S if any(jobs.get("counts", {}).get(state) for state in (WAITING, RUNNING)) else 0,

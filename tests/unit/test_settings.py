@@ -233,6 +233,9 @@ def test_where_people_and_label_studio_go_is_known_without_a_setting() -> None:
     told = {"LABEL_STUDIO_HOST": "http://localhost:8080", "CELESTIAL_BACKEND_URL": "http://ml-backend.internal:9090"}
     read = Settings.from_environ({"LABEL_STUDIO_URL": "http://ls:8080"} | told)
     assert (read.studio_link, read.address) == tuple(told.values())
+    guarded = Settings.from_environ({"LABEL_STUDIO_URL": "http://ada:s3cret@ls:8080"})
+    assert guarded.studio_link == "http://ls:8080", "links are printed"
+    assert Settings.from_environ({}).studio_link is None
 
 
 @pytest.mark.parametrize(("text", "read"), [*((text, True) for text in ON), *((text, False) for text in OFF)])
