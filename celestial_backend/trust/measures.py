@@ -54,7 +54,7 @@ BANDS = (0.5, 0.8, 0.95)  # where ranges of confidence end
 DISPUTED_MAX, PAIRS_MAX, CONFUSED_MAX = 100, 20, 40
 OTHERS = "others"  # beyond the most frequent choices
 GONE = "accounts that are gone"
-BY_TRUTH, BY_BLIND, BY_OTHERS = "ground truth", "others who saw no pre-label", "others who saw it too"
+BY_TRUTH, BY_BLIND = "ground truth", "others who saw no pre-label"
 SAME_TIMES = "all labels took the same time, which no person does"
 WITHOUT = "tasks without a pre-label"
 OF_BOTH = ", of people who label some with and some without"
@@ -168,13 +168,16 @@ class _OfControl:
     # What is right
 
     def _truth_for(self, given: Given) -> tuple[Choices, str] | None:
-        """What is right for a label, and who says so; nobody's own label tells whether it is."""
+        """
+        What is right for a label, and who says so.
+
+        Nobody's own label tells whether it is, nor do those of others who saw the same pre-label, which misleads all.
+        """
         if decided := _most(self._truths.get(given.task, ())):
             return decided, BY_TRUTH
         others = [each for each in self._tasks.get(given.task, ()) if each.annotator != given.annotator]
-        blind = [each for each in others if each.arm != SHOWN]
-        decided = _most(blind or others)
-        return None if decided is None else (decided, BY_BLIND if blind else BY_OTHERS)
+        decided = _most([each for each in others if each.arm != SHOWN])
+        return None if decided is None else (decided, BY_BLIND)
 
     def _is_right(self, given: Given, answer: Choices | None) -> bool | None:
         told = self._right[given.annotation]
@@ -185,19 +188,31 @@ class _OfControl:
         sentences = {
             BY_TRUTH: "A ground truth tells what is right for {} labels.",
             BY_BLIND: "For {} labels it is what most others chose who saw no pre-label.",
-            BY_OTHERS: "For {} labels it is what most others chose who saw the same pre-label, which may have misled"
-            " them too.",
         }
         lacking = len(self._shown) - counts.total()
-        unknown = f"For {lacking} labels it is not known: no ground truth, and no other people who agree."
+        unknown = f"For {lacking} labels it is not known: no ground truth, and no others who agree and saw none."
         more = [unknown] if lacking else []
         return (*(sentence.format(counts[how]) for how, sentence in sentences.items() if counts[how]), *more)
 
     def _kept_rightly(self) -> Figure:
         known = [each for each in self._shown if each.kept and self._is_right(each, each.chosen) is not None]
-        return _share(known, lambda each: bool(self._is_right(each, each.chosen)),
-                      "Of the pre-labels that were kept, {share} are right ({span}; {n} labels).",
-                      "tasks with a ground truth, or with another person's label")  # fmt: skip
+        found = _share(known, lambda each: bool(self._is_right(each, each.chosen)),
+                       "Of the pre-labels that were kept, {share} are right ({span}; {n} labels).",
+                       "tasks with a ground truth")  # fmt: skip
+        return found if found.value is not None else self._at_most_rightly() or found
+
+    def _at_most_rightly(self) -> Figure | None:
+        """The same without a truth: no more can be right of what is kept than is right of all."""
+        seen, weights, unseen = self._weighed(self._comparable)
+        if min(len({each.task for each in labels}) for labels in (seen, unseen)) < LEAST:
+            return None
+        found = ratio(_interval(unseen), _interval(seen, weights))
+        if found is None:
+            return None
+        value, low, high = (min(1.0, each) for each in (found.value, found.low, found.high))
+        most = Interval(value, low, high, found.n, found.tasks)
+        return _told(most, f"Of the pre-labels that were kept, at most about {percent(most.value)} are right"
+                           f" ({_span(most)}): more are kept than people agree with who do not see them.")  # fmt: skip
 
     def _over_corrected(self) -> Figure:
         right = [each for each in self._shown if self._is_right(each, each.said)]

@@ -171,8 +171,18 @@ def test_right_is_what_a_ground_truth_says_or_others() -> None:
     assert told.truths == (
         "A ground truth tells what is right for 30 labels.",
         "For 60 labels it is what most others chose who saw no pre-label.",
-        "For 30 labels it is not known: no ground truth, and no other people who agree.",
+        "For 30 labels it is not known: no ground truth, and no others who agree and saw none.",
     )
+
+
+def test_those_who_saw_the_same_pre_label_do_not_say_what_is_right() -> None:
+    """Where all keep 90 % of what is right in 60 %, at most two thirds of what is kept can be right."""
+    given = [label(task, "Mars" if task % 10 else "Moon", by=by) for task in range(600) for by in "12"]
+    assert of(given).kept_rightly.value is None
+    given += [label(task, "Mars" if task % 10 < 6 else "Moon", arm=WITHHELD) for task in range(600, 1000)]
+    told = of(given).kept_rightly
+    assert told.value == pytest.approx(2 / 3, abs=0.02)
+    assert "at most" in told.sentence
 
 
 def test_corrections_of_what_was_right_and_what_was_wrong() -> None:
