@@ -80,7 +80,7 @@ def steps(measures: Measures, sights: Sights) -> list[str]:
     if not measures.labelled:
         return ["Label some tasks, and make this report again."]
     found = [step for measured in measures.controls for step in _steps(measured, _named(measures, measured))]
-    found += [f"See whether more labels pay: {each}" for each in sights.outlooks]
+    found += [f"Do more labels pay? {each}" for each in sights.outlooks]
     drifted = sights.drift.figure
     if (drifted.low or 0) > 2 * FALSE_ALARMS:
         found.append("Label some of the new pictures that are unlike all others, so that the model learns them.")
