@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ def check(place: Path, settings: Settings) -> None:
     Make sure that a page may be written to a place, before all the work.
 
     Raises:
-        SettingsError: There is another file, or no folder, or Label Studio shows what lies there.
+        SettingsError: There is another file, or no folder, or it is read-only, or Label Studio shows what lies there.
     """
     served = {
         "CELESTIAL_LABEL_STUDIO_DATA": settings.label_studio_data,
@@ -220,6 +221,8 @@ def check(place: Path, settings: Settings) -> None:
         raise SettingsError(
             f"A report replaces an older report only, and {place} is something else. Give another --output."
         )
+    if whole.parent.is_dir() and not os.access(whole.parent, os.W_OK):
+        raise SettingsError(f"This user must be able to write into {whole.parent}, and cannot. Give another --output.")
 
 
 def write(place: Path, text: str) -> None:

@@ -427,6 +427,12 @@ def test_a_report_replaces_only_a_report(tmp_path: Path) -> None:
         report.write(place / "page.html", "")
 
 
+def test_a_folder_that_is_read_only_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, _mode: Path(path) != tmp_path)  # root may write anywhere
+    with pytest.raises(SettingsError, match="must be able to write into"):
+        report.check(tmp_path / "page.html", replace(Settings(), model_dir=tmp_path / "state"))
+
+
 def test_a_report_does_not_lie_where_label_studio_shows_it(tmp_path: Path) -> None:
     """But for the state folder, which holds the token too."""
     settings = replace(Settings(), label_studio_data=tmp_path / "ls", local_files_root=tmp_path,
