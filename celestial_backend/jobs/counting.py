@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from celestial_backend.labels import ChoiceMap, Control, short
-from celestial_backend.studio.client import moment
+from celestial_backend.studio.client import is_certified, moment
 
 LEAST_CHOICES, LEAST_LABELS = 2, 3  # of one control; of each of them
 ONE_IN, LEAST_NEW = 5, 5  # new or changed labels that bring the next training about: of those there were, and in number
@@ -127,8 +127,8 @@ def _listed(noun: str, parts: Sequence[tuple[int, str]]) -> str:
 
 
 def _standing(annotations: Annotations) -> list[Mapping[str, Any]]:
-    """The newest annotation of each annotator that was not skipped; of ground truths alone, if there are any."""
-    given = [each for each in annotations if not each.get("was_cancelled")]
+    """The newest annotation of each annotator that can be learned; of ground truths alone, if there are any."""
+    given = [each for each in annotations if not each.get("was_cancelled") and not is_certified(each)]
     latest: dict[str, Mapping[str, Any]] = {}
     for each in sorted(filter(_is_truth, given) if any(map(_is_truth, given)) else given, key=_moment):
         person = each.get("completed_by")

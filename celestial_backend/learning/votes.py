@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from celestial_backend.labels import ChoiceMap, Control
-from celestial_backend.studio.client import moment
+from celestial_backend.studio.client import is_certified, moment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 UNAIDED, ACCEPTED, CORRECTED = "unaided", "accepted", "corrected"
 SKIPPED = "skipped by the annotator"
 UNSEEN = "accepted by a certificate, without a look"
-CERTIFICATE = "certificate "  # begins what stands in the regions of such annotations
 NOT_TRUTH = "beside a ground truth"
 MISLED = "where a wrong pre-label was shown on purpose"
 REPLACED = "replaced by a later one of the same annotator"
@@ -151,18 +150,6 @@ def votes_of(
                 )
             )
     return votes, +left_out
-
-
-def is_certified(annotation: Mapping[str, Any]) -> bool:
-    """
-    Whether `finish` accepted an annotation without anybody's look, and nobody has looked since.
-
-    Its regions say so, and the editor has measured no time: both are in exports too.
-    """
-    result = annotation.get("result")
-    metas = [each.get("meta") for each in result if isinstance(each, Mapping)] if isinstance(result, list) else []
-    texts = [str(meta.get("text") or "") for meta in metas if isinstance(meta, Mapping)]
-    return annotation.get("lead_time") is None and any(CERTIFICATE in text for text in texts)
 
 
 def agree(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from celestial_backend.errors import ProjectGoneError, StudioError
 from celestial_backend.settings import is_project, is_tag, no_project
-from celestial_backend.studio.client import Studio
+from celestial_backend.studio.client import Studio, is_certified
 from celestial_backend.studio.client import moment as read_moment
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class StudioProject:
 
     def labels_since(self, moment: str | None) -> int:
         """
-        How many labels are new or were changed since a moment.
+        How many labels are new or were changed since a moment, but for those that `finish` has accepted.
 
         Label Studio touches a task when it is labelled, but also when it is predicted, so the
         touched ones are read. When they are more than `MOST_COUNTED`, tasks that were completed
@@ -228,7 +228,8 @@ class StudioProject:
         if self._page(touched, 1).total > MOST_COUNTED:
             return self._page([LABELLED, _where("completed_at", "Datetime", text)], 1).total
         given = (annotation for task in self._tasks(touched) for annotation in task["annotations"])
-        return sum(not each.get("was_cancelled") and read_moment(each.get("updated_at")) > since for each in given)
+        counted = (each for each in given if not each.get("was_cancelled") and not is_certified(each))
+        return sum(read_moment(each.get("updated_at")) > since for each in counted)
 
     def in_step(self, tag: str, *, keep_predictions: bool) -> list[str]:
         """

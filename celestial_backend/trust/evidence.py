@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celestial_backend.labels import ChoiceMap, Control
-from celestial_backend.learning.votes import ACCEPTED, UNAIDED, Choices, Vote, is_certified, votes_of
+from celestial_backend.learning.votes import ACCEPTED, UNAIDED, Choices, Vote, votes_of
 from celestial_backend.settings import NEEDS_LABELS
-from celestial_backend.studio.client import moment
+from celestial_backend.studio.client import is_certified, moment
 from celestial_backend.studio.labels import ProjectLabels, origins
 from celestial_backend.trust.trial import PLANTED, Trial, Unshown
 

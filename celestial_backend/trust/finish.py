@@ -19,9 +19,9 @@ from typing import Any
 from celestial_backend.database import Database
 from celestial_backend.errors import LabelConfigError, ModelError, SettingsError
 from celestial_backend.labels import ChoiceMap, short, some
-from celestial_backend.learning.votes import CERTIFICATE, agree, is_certified, votes_of
+from celestial_backend.learning.votes import agree, votes_of
 from celestial_backend.settings import is_tag
-from celestial_backend.studio.client import moment
+from celestial_backend.studio.client import CERTIFICATE, is_certified, moment
 from celestial_backend.studio.desk import Desk
 from celestial_backend.studio.labels import About, origins
 from celestial_backend.trust.audit import (

@@ -14,9 +14,10 @@ from celestial_backend.commands import finish as command
 from celestial_backend.commands.cli import main
 from celestial_backend.errors import SettingsError, StudioError
 from celestial_backend.labels import ChoiceMap
-from celestial_backend.learning.votes import CERTIFICATE, UNSEEN, votes_of
+from celestial_backend.learning.votes import UNSEEN, votes_of
 from celestial_backend.services import Services, build
 from celestial_backend.settings import Settings
+from celestial_backend.studio.client import CERTIFICATE
 from celestial_backend.studio.desk import Desk
 from celestial_backend.trust.finish import (
     CERTIFIED,
@@ -122,7 +123,11 @@ def test_from_the_draw_to_the_certificate(
     assert not {each["task"] for each in written} & {*others, *chosen, *Model(tasks).unknown}
     assert run(services, number, tasks).written == 0
 
+    desk = Desk(services.studio, str(number))
+    by_people = desk.labels_now()
     annotated = run(services, number, tasks, Wish(annotate=True))
+    assert desk.labels_now().total == by_people.total + certified.accepted
+    assert desk.labels_since(by_people.moment) == 0  # so no training begins for what it would not learn
     assert annotated.written == certified.accepted
     assert run(services, number, tasks, Wish(annotate=True)).written == 0
     (mine,) = [task for task in label_studio.tasks(number) if task["id"] == written[0]["task"]]

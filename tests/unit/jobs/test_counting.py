@@ -144,3 +144,11 @@ def test_a_fifth_more_and_five_at_least(before: int, more: int) -> None:
     """Or as many as CELESTIAL_TRAIN_EVERY says."""
     assert enough_new(before, None) == more
     assert enough_new(before, 50) == 50
+
+
+def test_what_finish_accepted_unseen_is_no_label() -> None:
+    """A training would not learn it; until somebody has looked at it."""
+    (region,) = given("dress")["result"]
+    unseen = given("dress") | {"result": [region | {"meta": {"text": ["certificate 1 of m:1"]}}], "lead_time": None}
+    assert pictures([unseen], [given("hat")]) == {"choice": {"hat": 1}}
+    assert pictures([unseen | {"lead_time": 2.5}]) == {"choice": {"dress": 1}}
