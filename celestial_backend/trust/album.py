@@ -34,9 +34,8 @@ from celestial_backend.studio.client import moment
 from celestial_backend.studio.labels import ProjectLabels
 from celestial_backend.trust.charts import span
 from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Evidence, Given
-from celestial_backend.trust.figures import Figure
+from celestial_backend.trust.figures import Figure, percent
 from celestial_backend.trust.intervals import wilson
-from celestial_backend.trust.measures import percent
 from celestial_backend.trust.suspects import Suspect
 from celestial_backend.trust.suspects import look as doubted
 from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD

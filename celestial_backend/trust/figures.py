@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from celestial_backend.trust.calibration import Bin
+from celestial_backend.trust.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -233,3 +234,25 @@ class Measures:
     seconds_without: Figure
     controls: tuple[Measured, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def percent(value: float) -> str:
+    """A share for people; one digit more where that tells something."""
+    digits = 1 if 0 < abs(value) < 0.0995 or 0 < 1 - abs(value) < 0.0995 else 0
+    return f"{100 * value:.{digits}f} %"
+
+
+def span(found: Interval, write: Callable[[float], str] = percent) -> str:
+    """The 95 % interval of a number, in words."""
+    return f"95 % interval {write(found.low).removesuffix(' %')} to {write(found.high)}"
+
+
+def told_by(found: Interval, sentence: str) -> Figure:
+    """A figure of an interval, and the sentence that says it."""
+    return Figure(sentence, found.value, found.low, found.high, found.n)
+
+
+def not_yet(why: str, n: int = 0, missing: int = 0) -> Figure:
+    """A figure that is not told: how much more it needs of what, or else why nobody can say it."""
+    return Figure(f"Not enough yet: about {missing} more {why}." if missing else f"Cannot be told: {why}.", n=n,
+                  missing=missing)  # fmt: skip

@@ -30,6 +30,10 @@ from celestial_backend.trust.figures import (
     Pair,
     Person,
     Version,
+    not_yet,
+    percent,
+    span,
+    told_by,
 )
 from celestial_backend.trust.intervals import (
     Interval,
@@ -211,8 +215,8 @@ class _OfControl:
             return None
         value, low, high = (min(1.0, each) for each in (found.value, found.low, found.high))
         most = Interval(value, low, high, found.n, found.tasks)
-        return _told(most, f"Of the pre-labels that were kept, at most about {percent(most.value)} are right"
-                           f" ({_span(most)}): more are kept than people agree with who do not see them.")  # fmt: skip
+        return told_by(most, f"Of the pre-labels that were kept, at most about {percent(most.value)} are right"
+                           f" ({span(most)}): more are kept than people agree with who do not see them.")  # fmt: skip
 
     def _over_corrected(self) -> Figure:
         right = [each for each in self._shown if self._is_right(each, each.said)]
@@ -284,13 +288,13 @@ class _OfControl:
         answers = [[each.chosen for each in mine] for mine in self._tasks.values() if len(mine) > 1]
         found = alpha(answers)
         if len(answers) < LEAST:
-            return _none("tasks that several people label", sum(map(len, answers)), LEAST - len(answers))
+            return not_yet("tasks that several people label", sum(map(len, answers)), LEAST - len(answers))
         if found is None:
-            return _none("all gave the same answer to all tasks, so agreement cannot be told from habit")
+            return not_yet("all gave the same answer to all tasks, so agreement cannot be told from habit")
         unsure = " It may also be little." if found.low < 2 / 3 <= found.value else ""
         word = "well" if found.value >= 0.8 else "fairly" if found.value >= 2 / 3 else "little"
-        return _told(found, f"Annotators agree {word}: Krippendorff's alpha is {found.value:.2f}"
-                            f" ({_span(found, '{:.2f}'.format)}; {found.tasks} tasks).{unsure}")  # fmt: skip
+        return told_by(found, f"Annotators agree {word}: Krippendorff's alpha is {found.value:.2f}"
+                            f" ({span(found, '{:.2f}'.format)}; {found.tasks} tasks).{unsure}")  # fmt: skip
 
     def _people(self) -> tuple[Person, ...]:
         groups: dict[str, list[Given]] = {}
@@ -380,17 +384,11 @@ class _OfControl:
         scores = self._manifests.get(tag, Manifest()).scores or {}
         found = scores.get(self._control.from_name)
         if found is None or not found.labels or found.right > found.labels:
-            return _none("its training tells nothing of this control")
+            return not_yet("its training tells nothing of this control")
         value = found.right / found.labels
         told = Interval(value, *wilson(value, found.labels), found.labels, found.labels)
-        return _told(told, f"In training it said {percent(value)} of the labels right that it had not learned"
-                           f" ({_span(told)}; {found.labels} labels).")  # fmt: skip
-
-
-def percent(value: float) -> str:
-    """A share for people; one digit more where that tells something."""
-    digits = 1 if 0 < abs(value) < 0.0995 or 0 < 1 - abs(value) < 0.0995 else 0
-    return f"{100 * value:.{digits}f} %"
+        return told_by(told, f"In training it said {percent(value)} of the labels right that it had not learned"
+                           f" ({span(told)}; {found.labels} labels).")  # fmt: skip
 
 
 def _name(given: Given, evidence: Evidence) -> str:
@@ -422,20 +420,6 @@ def _most(given: Sequence[Given]) -> Choices | None:
     return counts[0][0] if counts and (len(counts) == 1 or counts[0][1] > counts[1][1]) else None
 
 
-def _span(found: Interval, write: Callable[[float], str] = percent) -> str:
-    return f"95 % interval {write(found.low).removesuffix(' %')} to {write(found.high)}"
-
-
-def _told(found: Interval, sentence: str) -> Figure:
-    return Figure(sentence, found.value, found.low, found.high, found.n)
-
-
-def _none(why: str, n: int = 0, missing: int = 0) -> Figure:
-    """A figure that is not told: how much more it needs of what, or else why nobody can say it."""
-    return Figure(f"Not enough yet: about {missing} more {why}." if missing else f"Cannot be told: {why}.", n=n,
-                  missing=missing)  # fmt: skip
-
-
 def _interval(labels: Sequence[Given], weights: Sequence[float] | None = None) -> Interval:
     found = share([each.kept for each in labels], [each.task for each in labels], weights)
     assert found is not None  # noqa: S101 - of labels that there are
@@ -459,8 +443,8 @@ def _share(
     """
     found = share([hit(each) for each in labels], [each.task for each in labels], weights)
     if found is None or found.tasks < least:
-        return _none(needed, len(labels), least - (found.tasks if found else 0))
-    return _told(found, sentence.format(share=percent(found.value), span=_span(found), n=found.n))
+        return not_yet(needed, len(labels), least - (found.tasks if found else 0))
+    return told_by(found, sentence.format(share=percent(found.value), span=span(found), n=found.n))
 
 
 def _kept(labels: Sequence[Given], which: str, least: int) -> Figure:
@@ -482,14 +466,14 @@ def _difference(found: Interval) -> Figure:
 
     much = f"{points(abs(found.value))} points {'more' if found.value >= 0 else 'less'} often"
     sure = "" if found.low > 0 or found.high < 0 else " That may be chance."
-    return _told(found, f"People agree with the model {much} where they see what it says"
-                        f" ({_span(found, points)} points).{sure}")  # fmt: skip
+    return told_by(found, f"People agree with the model {much} where they see what it says"
+                        f" ({span(found, points)} points).{sure}")  # fmt: skip
 
 
 def _unlooked(shown: Interval, withheld: Interval) -> Figure:
     many = ratio(-shown + 1, -withheld + 1)
     if many is None:
-        return _none(f"{WITHOUT}: so far nobody disagreed with what was withheld from them", shown.n + withheld.n,
+        return not_yet(f"{WITHOUT}: so far nobody disagreed with what was withheld from them", shown.n + withheld.n,
                      withheld.tasks)  # fmt: skip
     found = -many + 1
     most = percent(max(0.0, found.high))
@@ -499,16 +483,16 @@ def _unlooked(shown: Interval, withheld: Interval) -> Figure:
                     f" (95 % interval {low} to {most}).")  # fmt: skip
     else:
         sentence = f"There is no sign yet that pre-labels are accepted without looking; up to {most} may be."
-    return _told(found, sentence)
+    return told_by(found, sentence)
 
 
 def _kappa(both: Sequence[tuple[Hashable, Hashable]]) -> Figure:
     if len(both) < LEAST_OF_SOME:
-        return _none("tasks that both label", 2 * len(both), LEAST_OF_SOME - len(both))
+        return not_yet("tasks that both label", 2 * len(both), LEAST_OF_SOME - len(both))
     found = kappa(both)
     if found is None:
-        return _none("both gave the same answer to all tasks", 2 * len(both))
-    return _told(found, f"Cohen's kappa is {found.value:.2f} ({_span(found, '{:.2f}'.format)}; {len(both)} tasks).")
+        return not_yet("both gave the same answer to all tasks", 2 * len(both))
+    return told_by(found, f"Cohen's kappa is {found.value:.2f} ({span(found, '{:.2f}'.format)}; {len(both)} tasks).")
 
 
 def _by_confidence(blind: Sequence[Given]) -> tuple[list[float], list[bool]]:
@@ -524,7 +508,7 @@ def _by_confidence(blind: Sequence[Given]) -> tuple[list[float], list[bool]]:
 def _calibration(confidence: Sequence[float], right: Sequence[bool]) -> Figure:
     found = calibration_error(confidence, right) if len(right) >= LEAST_CALIBRATED else None
     if found is None:
-        return _none(WITHOUT, len(right), LEAST_CALIBRATED - len(right))
+        return not_yet(WITHOUT, len(right), LEAST_CALIBRATED - len(right))
     return Figure(
         f"Confidence is {100 * found.value:.1f} points away from what people say, on average (95 % interval"
         f" {100 * found.low:.1f} to {100 * found.high:.1f}; {found.count} tasks). Of so few tasks, scores that are"
@@ -579,18 +563,18 @@ def _seconds(judged: Sequence[Given]) -> tuple[Figure, Figure, Figure]:
     if tasks < LEAST:
         remedy = "" if any(each.arm == WITHHELD for each in judged) else f". {CONTROL_REMEDY}"
         labels = sum(len(each.without_s) for each in compared)
-        none = _none(f"{WITHOUT} whose seconds are known{remedy}", labels, LEAST - tasks)
+        none = not_yet(f"{WITHOUT} whose seconds are known{remedy}", labels, LEAST - tasks)
         return none, none, none
     without, with_one, saved = typical(compared)
     if without.low == without.high or with_one.low == with_one.high:
-        none = _none(SAME_TIMES, saved.n)
+        none = not_yet(SAME_TIMES, saved.n)
         return none, none, none
     much = f"{abs(saved.value):.1f} s {'less' if saved.value >= 0 else 'more'} with a pre-label"
     sure = "" if saved.low > 0 or saved.high < 0 else " That may be chance."
     return (
-        _told(saved, f"A task takes {much} ({_span(saved, '{:.1f}'.format)} s saved).{sure}"),
-        _told(without, f"Without a pre-label a task takes {_typical(without)}."),
-        _told(with_one, f"With a pre-label a task takes {_typical(with_one)}."),
+        told_by(saved, f"A task takes {much} ({span(saved, '{:.1f}'.format)} s saved).{sure}"),
+        told_by(without, f"Without a pre-label a task takes {_typical(without)}."),
+        told_by(with_one, f"With a pre-label a task takes {_typical(with_one)}."),
     )
 
 
@@ -598,11 +582,11 @@ def _typical_seconds(labels: Sequence[Given]) -> Figure:
     mine = list(_times(labels).values())
     found = middle([each.seconds or 0 for each in mine], [each.task for each in mine])
     if found is None or found.n < LEAST_OF_SOME:
-        return _none("labels with their seconds", len(mine), LEAST_OF_SOME - len(mine))
+        return not_yet("labels with their seconds", len(mine), LEAST_OF_SOME - len(mine))
     if found.low == found.high:
-        return _none(SAME_TIMES, found.n)
-    return _told(found, f"A task takes {_typical(found)}.")
+        return not_yet(SAME_TIMES, found.n)
+    return told_by(found, f"A task takes {_typical(found)}.")
 
 
 def _typical(found: Interval) -> str:
-    return f"{found.value:.1f} s ({_span(found, '{:.1f}'.format)} s; {found.n} labels)"
+    return f"{found.value:.1f} s ({span(found, '{:.1f}'.format)} s; {found.n} labels)"

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from celestial_backend.trust.charts import interval, span
-from celestial_backend.trust.measures import percent
+from celestial_backend.trust.figures import percent
 
 HERE = Path(__file__).parent
 ALONE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser loads nothing else

@@ -17,8 +17,7 @@ from celestial_backend.state import reason, replace_text
 from celestial_backend.trust import charts, pages
 from celestial_backend.trust.album import Drift, Sights
 from celestial_backend.trust.charts import Bar, Estimate
-from celestial_backend.trust.figures import Confusion, Figure, Measured, Measures
-from celestial_backend.trust.measures import percent
+from celestial_backend.trust.figures import Confusion, Figure, Measured, Measures, percent
 
 TRUSTED, MOSTLY, LITTLE = 0.95, 0.8, 0.6  # shares of pre-labels that are right
 AGREED = 0.667  # Krippendorff: below this alpha, labels do not support even tentative conclusions

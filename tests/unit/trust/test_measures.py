@@ -16,8 +16,8 @@ from benchmarks.annotators import ACCEPTED, CONFIG, World, pure, summed
 from celestial_backend.labels import ChoiceMap
 from celestial_backend.models.manifest import Manifest
 from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Evidence, Given
-from celestial_backend.trust.figures import Figure, Measured
-from celestial_backend.trust.measures import measure, percent
+from celestial_backend.trust.figures import Figure, Measured, percent
+from celestial_backend.trust.measures import measure
 from celestial_backend.trust.trial import AUDITED, PLANTED, WITHHELD
 
 BODY = ChoiceMap.for_learning(CONFIG).controls
