@@ -43,9 +43,9 @@ def headline(outcome: Outcome) -> str:
     """What a certificate promises, in a sentence."""
     if outcome.changed:
         return "This certificate does not hold any more: labels of its audit were changed, or tasks of it deleted."
-    of = "the labels that were accepted" if outcome.of == ACCEPTED else f"the {outcome.open} tasks"
+    wrong = "the accepted labels are wrong" if outcome.of == ACCEPTED else f"the {outcome.open} tasks have a wrong label"
     return (
-        f"With {share(outcome.confidence)} confidence, at most {share(outcome.error)} of {of} are wrong."
+        f"With {share(outcome.confidence)} confidence, at most {share(outcome.error)} of {wrong}."
         f" {outcome.accepted} were accepted unseen."
     )
 
@@ -133,7 +133,7 @@ def _not_reached(outcome: Outcome) -> Iterator[str]:
 def _certified(outcome: Outcome) -> Iterator[str]:
     yield headline(outcome)
     yield (
-        f"Audit {outcome.number}: {outcome.audited} tasks labelled blind, {outcome.faults} faults."
+        f"Audit {outcome.number}: {outcome.audited} tasks labelled blind; faults: {outcome.faults}."
         + (f" Accepted down to a score of {outcome.threshold:.4g}." if outcome.threshold is not None else "")
     )  # fmt: skip
     yield from _doubtful(outcome)
