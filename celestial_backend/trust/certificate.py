@@ -43,7 +43,8 @@ def headline(outcome: Outcome) -> str:
     """What a certificate promises, in a sentence."""
     if outcome.changed:
         return "This certificate does not hold any more: labels of its audit were changed, or tasks of it deleted."
-    wrong = "the accepted labels are wrong" if outcome.of == ACCEPTED else f"the {outcome.open} tasks have a wrong label"
+    all_of = f"the {outcome.open} tasks have a wrong label"
+    wrong = "the accepted labels are wrong" if outcome.of == ACCEPTED else all_of
     return (
         f"With {share(outcome.confidence)} confidence, at most {share(outcome.error)} of {wrong}."
         f" {outcome.accepted} were accepted unseen."
