@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -33,7 +33,7 @@ from celestial_backend.settings import Settings
 from celestial_backend.studio.client import moment
 from celestial_backend.studio.labels import ProjectLabels
 from celestial_backend.trust.charts import span
-from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Evidence, Given
+from celestial_backend.trust.evidence import SHOWN, UNPREDICTED, Evidence, Given, by_task, most_chosen
 from celestial_backend.trust.figures import Figure, percent
 from celestial_backend.trust.intervals import wilson
 from celestial_backend.trust.suspects import Suspect
@@ -265,17 +265,9 @@ def sights(
 
 def agreed(evidence: Evidence, control: str) -> dict[int, Choices]:
     """What most people chose, by task; a ground truth before all, and nothing where two choices are even."""
-    answers: dict[int, list[Given]] = defaultdict(list)
-    for given in evidence.given:
-        if given.control == control:
-            answers[given.task].append(given)
-    found: dict[int, Choices] = {}
-    for task, mine in answers.items():
-        votes = Counter(given.chosen for given in mine if given.truth) or Counter(given.chosen for given in mine)
-        (best, most), *others = votes.most_common(2)
-        if best and not (others and others[0][1] == most):
-            found[task] = best
-    return found
+    answers = by_task(given for given in evidence.given if given.control == control)
+    found = {task: most_chosen([given for given in mine if given.truth] or mine) for task, mine in answers.items()}
+    return {task: best for task, best in found.items() if best}
 
 
 def twins(evidence: Evidence, album: Album) -> list[Twins]:

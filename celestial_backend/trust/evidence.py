@@ -7,7 +7,7 @@ It is read from Label Studio's annotations and predictions, and from what the da
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +123,20 @@ def read_evidence(labels: ProjectLabels, trial: Trial) -> Evidence:
         made=about.made,
         left_out={why: left_out[why] for why in sorted(left_out)},
     )
+
+
+def by_task(given: Iterable[Given]) -> dict[int, list[Given]]:
+    """The answers of each task."""
+    found: dict[int, list[Given]] = {}
+    for each in given:
+        found.setdefault(each.task, []).append(each)
+    return found
+
+
+def most_chosen(given: Sequence[Given]) -> Choices | None:
+    """What most of them chose; None for a tie, or of nobody."""
+    counts = Counter(each.chosen for each in given).most_common(2)
+    return counts[0][0] if counts and (len(counts) == 1 or counts[0][1] > counts[1][1]) else None
 
 
 def _given(

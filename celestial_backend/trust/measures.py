@@ -19,7 +19,7 @@ from celestial_backend.learning.votes import Choices
 from celestial_backend.models.manifest import Manifest
 from celestial_backend.studio.client import moment
 from celestial_backend.trust.calibration import calibration_error, reliability
-from celestial_backend.trust.evidence import SHOWN, Evidence, Given
+from celestial_backend.trust.evidence import SHOWN, Evidence, Given, by_task, most_chosen
 from celestial_backend.trust.figures import (
     Compared,
     Confusion,
@@ -101,8 +101,8 @@ class _OfControl:
         self._control, self._evidence, self._manifests = control, evidence, manifests
         self._judged = [each for each in mine if not each.truth]
         self._shown = [each for each in self._judged if each.arm == SHOWN]
-        self._truths = _by_task(each for each in mine if each.truth)
-        self._tasks = _by_task(each for each in self._judged if each.arm != PLANTED)  # the others were misled
+        self._truths = by_task(each for each in mine if each.truth)
+        self._tasks = by_task(each for each in self._judged if each.arm != PLANTED)  # the others were misled
         self._right = {each.annotation: self._truth_for(each) for each in self._judged}
 
     def measured(self) -> Measured:
@@ -177,10 +177,10 @@ class _OfControl:
 
         Nobody's own label tells whether it is, nor do those of others who saw the same pre-label, which misleads all.
         """
-        if decided := _most(self._truths.get(given.task, ())):
+        if decided := most_chosen(self._truths.get(given.task, ())):
             return decided, BY_TRUTH
         others = [each for each in self._tasks.get(given.task, ()) if each.annotator != given.annotator]
-        decided = _most([each for each in others if each.arm != SHOWN])
+        decided = most_chosen([each for each in others if each.arm != SHOWN])
         return None if decided is None else (decided, BY_BLIND)
 
     def _is_right(self, given: Given, answer: Choices | None) -> bool | None:
@@ -232,7 +232,7 @@ class _OfControl:
 
     def _planted(self) -> Figure:
         planted = [each for each in self._judged if each.arm == PLANTED
-                   and _most(self._truths.get(each.task, ())) not in (None, each.said)]  # fmt: skip
+                   and most_chosen(self._truths.get(each.task, ())) not in (None, each.said)]  # fmt: skip
         return _share(planted, lambda each: each.kept,
                       "Of the errors that were planted, {share} were kept ({span}; {n} labels).",
                       "labels on planted errors whose task has a ground truth")  # fmt: skip
@@ -318,7 +318,7 @@ class _OfControl:
         return tuple(found)
 
     def _others(self, given: Given) -> Choices | None:
-        return _most([each for each in self._tasks.get(given.task, ()) if each.annotator != given.annotator])
+        return most_chosen([each for each in self._tasks.get(given.task, ()) if each.annotator != given.annotator])
 
     def _pairs(self) -> tuple[Pair, ...]:
         common: dict[tuple[str, str], list[tuple[Hashable, Hashable]]] = {}
@@ -340,7 +340,7 @@ class _OfControl:
                     name = _name(each, self._evidence)
                     answers[name if name not in answers else f"{name} ({len(answers)})"] = tuple(sorted(each.chosen))
                 said = next((each.said for each in reversed(mine) if each.said), frozenset())
-                decided = _most(self._truths.get(task, ())) or frozenset()
+                decided = most_chosen(self._truths.get(task, ())) or frozenset()
                 found.append((agreed, -len(mine), task,
                               Disputed(task, answers, tuple(sorted(said)), tuple(sorted(decided)))))  # fmt: skip
         return [each for *_, each in sorted(found, key=lambda one: (bool(one[3].decided), *one[:3]))]
@@ -405,19 +405,6 @@ def _band(given: Given) -> str | None:
     edges = (0.0, *BANDS, 1.0)
     place = sum(given.confidence >= edge for edge in BANDS)
     return f"{edges[place]:g} to {edges[place + 1]:g}"
-
-
-def _by_task(given: Iterable[Given]) -> dict[int, list[Given]]:
-    found: dict[int, list[Given]] = {}
-    for each in given:
-        found.setdefault(each.task, []).append(each)
-    return found
-
-
-def _most(given: Sequence[Given]) -> Choices | None:
-    """What most of them chose; None for a tie, or of nobody."""
-    counts = Counter(each.chosen for each in given).most_common(2)
-    return counts[0][0] if counts and (len(counts) == 1 or counts[0][1] > counts[1][1]) else None
 
 
 def _interval(labels: Sequence[Given], weights: Sequence[float] | None = None) -> Interval:
@@ -502,7 +489,7 @@ def _by_confidence(blind: Sequence[Given]) -> tuple[list[float], list[bool]]:
         if each.confidence is not None and 0 <= each.confidence <= 1:
             groups.setdefault((each.task, each.version), []).append(each)
     sure = [mine[0].confidence or 0.0 for mine in groups.values()]
-    return sure, [(_most(mine) or mine[0].chosen) == mine[0].said for mine in groups.values()]
+    return sure, [(most_chosen(mine) or mine[0].chosen) == mine[0].said for mine in groups.values()]
 
 
 def _calibration(confidence: Sequence[float], right: Sequence[bool]) -> Figure:
