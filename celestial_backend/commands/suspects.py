@@ -16,6 +16,7 @@ from celestial_backend.jobs.trainings import NOBODY_TO_ASK
 from celestial_backend.learning.project import Learner
 from celestial_backend.services import build
 from celestial_backend.settings import Settings
+from celestial_backend.trust.measures import percent
 from celestial_backend.trust.suspects import Suspect, Suspects, look
 
 LIMIT = 20
@@ -58,7 +59,7 @@ def suspects(settings: Settings, project: int, limit: int, *, as_json: bool) -> 
         say(table(
             ["task*", *(["control"] if len(found.judged) > 1 else []), "label", "model says", "sure", "where*"],
             [[str(row["tasks"][0]), *([row["control"]] if len(found.judged) > 1 else []), _named(row["given"]),
-              _named(row["said"]), f"{100 * row['sure']:.0f} %", row["link"]] for row in rows],
+              _named(row["said"]), percent(min(row["sure"], 0.999)), row["link"]] for row in rows],
         ))  # fmt: skip
     for control, outlook in found.outlooks.items():
         click.echo(f"{control!r}: {outlook.sentence}" if len(found.judged) > 1 else outlook.sentence)
