@@ -211,10 +211,9 @@ class _OfControl:
         if min(len({each.task for each in labels}) for labels in (seen, unseen)) < LEAST:
             return None
         found = ratio(_interval(unseen), _interval(seen, weights))
-        if found is None:
+        if found is None or found.value >= 1:  # then it bounds nothing
             return None
-        value, low, high = (min(1.0, each) for each in (found.value, found.low, found.high))
-        most = Interval(value, low, high, found.n, found.tasks)
+        most = Interval(found.value, found.low, min(1.0, found.high), found.n, found.tasks)
         return told_by(most, f"Of the pre-labels that were kept, at most about {percent(most.value)} are right"
                            f" ({span(most)}): more are kept than people agree with who do not see them.")  # fmt: skip
 

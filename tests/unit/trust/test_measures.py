@@ -183,6 +183,8 @@ def test_those_who_saw_the_same_pre_label_do_not_say_what_is_right() -> None:
     told = of(given).kept_rightly
     assert told.value == pytest.approx(2 / 3, abs=0.02)
     assert "at most" in told.sentence
+    more = [label(task, "Mars" if task % 20 else "Moon", arm=WITHHELD) for task in range(1000, 2000)]
+    assert of(given[:1200] + more).kept_rightly.value is None, "as much as is kept: that bounds nothing"
 
 
 def test_corrections_of_what_was_right_and_what_was_wrong() -> None:
