@@ -16,7 +16,7 @@ from celestial_backend.jobs.trainings import NOBODY_TO_ASK
 from celestial_backend.learning.project import Learner
 from celestial_backend.services import build
 from celestial_backend.settings import Settings
-from celestial_backend.trust.measures import percent
+from celestial_backend.trust.figures import percent
 from celestial_backend.trust.suspects import Suspect, Suspects, look
 
 LIMIT = 20
