@@ -25,7 +25,7 @@ TASKS, RATE = 200, "40"  # a page holds a second's tasks, so that there are enou
 KILLED = """
 import os, signal
 from celestial_backend.commands.cli import main
-from celestial_backend.studio import project as pending
+from celestial_backend.studio import pending
 
 send, sent = pending.PendingTasks.send, []
 

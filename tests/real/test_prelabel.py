@@ -20,7 +20,7 @@ from celestial_backend.jobs.processes import lock
 from celestial_backend.models.store import ModelStore
 from celestial_backend.services import Services, build
 from celestial_backend.settings import Settings
-from celestial_backend.studio import project as pending
+from celestial_backend.studio import pending
 from celestial_backend.studio.client import Studio
 from celestial_backend.studio.pending import Conditions, ImportFailedError, PendingTasks, Rows, read_filter
 from celestial_backend.studio.project import LIVE, StudioProject
@@ -37,7 +37,7 @@ from celestial_backend import predictor
 from celestial_backend.commands import prelabel as bulk
 from celestial_backend.commands.cli import main
 from celestial_backend.models import store
-from celestial_backend.studio import project as pending
+from celestial_backend.studio import pending
 
 moment, send, sent = sys.argv.pop(1), pending.PendingTasks.send, []
 bulk.PAGE, bulk.SETTLE_S = 40, 5.0
