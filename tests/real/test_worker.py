@@ -105,7 +105,7 @@ def test_a_request_is_run_merged_or_run_next(either: Place) -> None:
     """Those that come while one waits are one training with it; those that come while one runs are the next."""
     first = [either.request() for _ in range(3)]
     assert len(set(first)) == 1
-    either.worker()
+    either.worker(FAULT_LEARN="2")  # long enough to be seen at it
     either.stage(first[0], "learning")
     second = [either.request() for _ in range(2)]
     assert len(set(second)) == 1
