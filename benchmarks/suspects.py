@@ -24,8 +24,7 @@ from celestial_backend.learning.control import Champion, Unseen, unseen
 from celestial_backend.learning.dataset import Dataset, Example, Gallery
 from celestial_backend.models.headed import GENERAL
 from celestial_backend.models.manifest import Counts
-from celestial_backend.trust.outlook import MORE, outlook
-from celestial_backend.trust.suspects import suspects
+from celestial_backend.trust.suspects import MORE, outlook, suspects
 
 FAULTY, FIRST = 0.05, 10
 CONTROL = "choice"

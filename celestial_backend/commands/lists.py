@@ -28,7 +28,7 @@ from celestial_backend.models.registry import Described
 from celestial_backend.services import build
 from celestial_backend.settings import MODEL_NAME, Settings
 from celestial_backend.studio.project import StudioProject
-from celestial_backend.trust import temperature
+from celestial_backend.trust import calibration
 from celestial_backend.trust.calibration import CalibrationError
 
 SHARED = "all others"
@@ -189,7 +189,7 @@ def calibrate(settings: Settings, tag: str, folder: Path, *, as_json: bool) -> N
     store = build(settings).store
     tag = tag if ":" in tag else f"{MODEL_NAME}:{tag}"
     with Shown(f"Calibrating {tag}") as shown:
-        found = temperature.calibrate(store, settings, tag, folder, shown)
+        found = calibration.calibrate(store, settings, tag, folder, shown)
     served = found.tag == store.live_tag()
     if as_json:
         click.echo(json.dumps(asdict(found) | {"served": served}))
@@ -206,7 +206,7 @@ def _error(when: str, found: CalibrationError) -> str:
     return f"{when} they were off by {found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
-def _notes(found: temperature.Calibrated) -> Iterator[str]:
+def _notes(found: calibration.Calibrated) -> Iterator[str]:
     if found.missing:
         yield f"The folder has no picture of {some(found.missing)}, so nothing is known of the scores of these."
     if found.left_out:

@@ -26,7 +26,12 @@ from celestial_backend.studio.desk import Desk
 from celestial_backend.studio.labels import About, origins
 from celestial_backend.trust.audit import (
     ACCEPTED,
+    ACCEPTING,
+    DONE,
+    GIVEN_UP,
+    OPEN,
     Audit,
+    Audits,
     Ranked,
     Round,
     Verdict,
@@ -37,7 +42,6 @@ from celestial_backend.trust.audit import (
     plan,
     reachable,
 )
-from celestial_backend.trust.audits import ACCEPTING, DONE, GIVEN_UP, OPEN, Audits
 from celestial_backend.trust.trial import ASK_AGAIN_S, AUDITED, Trial, Unshown
 
 logger = logging.getLogger(__name__)

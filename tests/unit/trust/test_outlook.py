@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from celestial_backend.trust.outlook import LEAST, Outlook, outlook
+from celestial_backend.trust.suspects import LEAST, Outlook, outlook
 
 
 def steps(labels: int, falls: float, floor: float, seed: int) -> list[tuple[float, np.ndarray]]:
